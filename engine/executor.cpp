@@ -1,0 +1,124 @@
+#include "engine/executor.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <utility>
+
+namespace ddpm {
+
+Executor::Executor(Graph graph, const ParamArenas& arenas, ExecutorOptions options)
+    : graph_(std::move(graph)),
+      options_(options),
+      plan_(make_plan(graph_.tensors(), graph_.steps())) {
+  Backend& backend = graph_.backend();
+  size_t bytes = plan_.bytes;
+  for (Phase phase : {Phase::kSetup, Phase::kStart, Phase::kFinish})
+    for (const Step& s : graph_.steps(phase)) bytes = std::max(bytes, s.call.workspace);
+  arena_ = backend.allocate(bytes);
+  bind(arenas);
+  if (!options_.poison) return;
+  backend.fill(arena_->data(), 0xFF, arena_->size());
+  dies_after_.resize(graph_.steps().size());
+  for (const std::vector<Placement>* placements : {&plan_.tensors, &plan_.workspaces})
+    for (const Placement& p : *placements)
+      if (p.first >= 0 && p.bytes > 0) dies_after_[static_cast<size_t>(p.last)].push_back(&p);
+}
+
+void Executor::bind(const ParamArenas& arenas) {
+  const std::vector<TensorSpec>& tensors = graph_.tensors();
+  pointers_.assign(tensors.size(), nullptr);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const TensorSpec& t = tensors[i];
+    if (t.kind == TensorKind::kPersistent) {
+      persistent_.push_back(graph_.backend().allocate(t.bytes));
+      pointers_[i] = persistent_.back()->data();
+    } else if (t.kind == TensorKind::kArena) {
+      char* base = static_cast<char*>(arenas[t.arena]);
+      const int64_t offset = t.param < 0 ? 0 : graph_.params()[t.param].offset;
+      pointers_[i] = base == nullptr ? nullptr : base + offset * sizeof(float);
+    } else if (plan_.tensors[i].first >= 0) {
+      pointers_[i] = static_cast<char*>(arena_->data()) + plan_.tensors[i].offset;
+    }
+  }
+}
+
+void Executor::run(const Step& step, size_t workspace_offset) {
+  step.call.run(
+      Run{pointers_.data(), static_cast<char*>(arena_->data()) + workspace_offset, nullptr});
+}
+
+void Executor::run(Phase phase) {
+  const std::vector<Step>& steps = graph_.steps(phase);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    if (phase != Phase::kStep) {
+      run(steps[i], 0);
+      continue;
+    }
+    run(steps[i], plan_.workspaces[i].offset);
+    if (options_.poison) poison_after(i);
+  }
+}
+
+void Executor::step_timed(std::vector<double>& seconds) {
+  using Clock = std::chrono::steady_clock;
+  const std::vector<Step>& steps = graph_.steps();
+  seconds.resize(steps.size(), 0.0);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const Clock::time_point start = Clock::now();
+    run(steps[i], plan_.workspaces[i].offset);
+    graph_.backend().synchronize();
+    seconds[i] += std::chrono::duration<double>(Clock::now() - start).count();
+  }
+}
+
+std::string Executor::step_checked() {
+  const std::vector<Step>& steps = graph_.steps();
+  std::vector<float> values;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    run(steps[i], plan_.workspaces[i].offset);
+    for (const Out& out : steps[i].call.writes) {
+      if (!out) continue;
+      const TensorSpec& info = graph_.info({out.slot});
+      if (info.dtype != DType::kF32 || info.bytes == 0) continue;
+      values.resize(info.bytes / sizeof(float));
+      download(values.data(), {out.slot});
+      for (float v : values)
+        if (!std::isfinite(v)) return steps[i].scope + ":" + steps[i].call.op;
+    }
+  }
+  return {};
+}
+
+void Executor::poison_after(size_t step) {
+  for (const Placement* p : dies_after_[step])
+    graph_.backend().fill(static_cast<char*>(arena_->data()) + p->offset, 0xFF, p->bytes);
+}
+
+void Executor::upload(Tensor t, const void* host, size_t bytes) {
+  DDPM_CHECK(bytes <= graph_.info(t).bytes, "upload of %zu bytes into %zu", bytes,
+             graph_.info(t).bytes);
+  graph_.backend().upload(pointers_.at(static_cast<size_t>(t.id)), host, bytes);
+}
+
+void Executor::download(void* host, Tensor t) const {
+  graph_.backend().download(host, pointers_.at(static_cast<size_t>(t.id)), graph_.info(t).bytes);
+}
+
+StepState Executor::state() const {
+  StepState s;
+  download(&s, graph_.state());
+  return s;
+}
+
+void Executor::set_state(const StepState& s) {
+  upload(graph_.state(), &s);
+}
+
+size_t Executor::bytes() const {
+  size_t total = arena_->size();
+  for (const auto& m : persistent_) total += m->size();
+  return total;
+}
+
+}  // namespace ddpm

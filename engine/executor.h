@@ -1,0 +1,65 @@
+// Runs a graph's steps over memory that is bound once. Nothing is allocated after construction.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/graph.h"
+#include "engine/plan.h"
+
+namespace ddpm {
+
+// The parameter arenas a graph runs over; what the graph does not use may be null.
+struct ParamArenas {
+  std::array<void*, kArenas> data{};
+  void*& operator[](Arena a) { return data[static_cast<size_t>(a)]; }
+  void* operator[](Arena a) const { return data[static_cast<size_t>(a)]; }
+};
+
+struct ExecutorOptions {
+  bool poison = false;  // fill memory with NaN (all bits set) as soon as it is no longer alive
+};
+
+class Executor {
+ public:
+  // Takes the graph over, plans its memory and allocates it.
+  Executor(Graph graph, const ParamArenas& arenas, ExecutorOptions options = {});
+
+  // Runs the steps of a phase; step() those of Phase::kStep.
+  void run(Phase phase);
+  void step() { run(Phase::kStep); }
+  // As step(), adding each step's seconds to `seconds` (one entry per step).
+  void step_timed(std::vector<double>& seconds);
+  // As step(), stopping at the first step with an output that is not finite, which it names; "" if
+  // there is none. Slow: for finding out.
+  std::string step_checked();
+
+  void upload(Tensor t, const void* host) { upload(t, host, graph_.info(t).bytes); }
+  void upload(Tensor t, const void* host, size_t bytes);
+  void download(void* host, Tensor t) const;
+  StepState state() const;
+  void set_state(const StepState& state);
+
+  const Graph& graph() const { return graph_; }
+  const Plan& plan() const { return plan_; }
+  // Planned arena and persistent tensors, without the parameter arenas.
+  size_t bytes() const;
+
+ private:
+  void bind(const ParamArenas& arenas);
+  void run(const Step& step, size_t workspace_offset);
+  void poison_after(size_t step);
+
+  Graph graph_;
+  ExecutorOptions options_;
+  Plan plan_;
+  std::unique_ptr<Memory> arena_;  // of Phase::kStep, and workspace of the other phases
+  std::vector<std::unique_ptr<Memory>> persistent_;
+  std::vector<void*> pointers_;
+  std::vector<std::vector<const Placement*>> dies_after_;  // poison mode: by step
+};
+
+}  // namespace ddpm

@@ -1,0 +1,101 @@
+// The operations a model is written in. Each appends its forward steps to the graph and puts its
+// backward on the tape; its shape rule and both directions stand in one file of engine/ops/.
+// Parameters are named by the graph's scope and the given name, as in diffusers' checkpoints.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/graph.h"
+
+namespace ddpm::ops {
+
+// A group norm that has been worked out but not written: z = x * scale + shift.
+struct Norm {
+  GroupNormDesc desc;
+  Tensor scale_shift;  // (N,C,2)
+};
+
+// What a consumer reads: up to two stored tensors, concatenated along C, normalised, upsampled.
+// Only a consumer that cannot read it so has it written out (materialize).
+struct View {
+  Tensor x, x2;
+  // Stands for the viewed value in gradients; has no memory. x itself where nothing is done to x.
+  Tensor value;
+  std::shared_ptr<const Norm> norm;
+  bool upsampled = false;
+
+  View() = default;
+  View(Tensor t) : x(t), value(t) {}  // NOLINT: a tensor is a view of itself
+  bool plain() const { return value == x; }
+};
+
+// (h ++ skip) along channels; h first.
+View concat(Graph& g, Tensor h, Tensor skip);
+
+// Nearest, x2.
+View upsample(Graph& g, Tensor x);
+
+struct GroupNormOptions {
+  int groups = 32;
+  float epsilon = 1e-6f;
+  bool silu = true;
+  float dropout = 0;  // in training only
+};
+// GroupNorm, SiLU, dropout: paper appendix B; Wu & He 2018.
+View group_norm_silu(Graph& g, const View& x, const std::string& name, const GroupNormOptions&);
+
+// Writes the view out, if it is not a plain tensor. In the backward pass call it again rather than
+// keep the result: the activated copy is cheaper to recompute than to hold.
+Tensor materialize(Graph& g, const View& v);
+
+// A (N, stride) table of which columns [offset, offset + K) are added to every pixel of image n.
+struct SampleBias {
+  Tensor table;
+  int offset = 0;
+};
+
+struct ConvOptions {
+  int k = 0;
+  int kernel = 3, stride = 1;
+  std::array<int, 4> pad{1, 1, 1, 1};  // top, left, bottom, right
+  Init init = Init::kGlorot;
+  SampleBias sample_bias;
+  Tensor residual;  // (N,P,Q,K), added to the output
+  View shortcut;    // (N,P,Q,.), added through a 1x1 convolution of its own, `shortcut_name`
+  std::string shortcut_name;
+};
+// y (N,P,Q,K)
+Tensor conv(Graph& g, const View& x, const std::string& name, const ConvOptions&);
+
+// Layers that are computed as one product: consecutive rows of one weight.
+struct LinearPart {
+  std::string name;
+  int rows = 0;
+};
+struct LinearOptions {
+  Init init = Init::kGlorot;
+  Tensor residual;  // of the output's shape
+};
+// y (N,H,W,K) = x (N,H,W,C) w^T + b, K the rows of all parts.
+Tensor linear(Graph& g, const View& x, const std::string& name, const std::vector<LinearPart>&,
+              const LinearOptions& = {});
+
+// softmax(q k^T / sqrt(D)) v over the pixels of each image. qkv (N,H,W,3C) -> (N,H,W,C).
+Tensor attention(Graph& g, Tensor qkv, int heads);
+
+Tensor silu(Graph& g, Tensor x);
+
+// t I32 (N) -> (N,1,1,dim); paper section 4, Vaswani et al. 2017.
+Tensor time_embedding(Graph& g, Tensor t, const TimeEmbeddingDesc&);
+
+// y = x + table[index]: adds a learned row to x (N,1,1,dim), in place.
+Tensor add_embedding(Graph& g, Tensor x, Tensor index, int rows, const std::string& name);
+
+// Mean squared error of prediction and target into the state's loss; starts the backward pass.
+// Returns the loss of each image (N).
+Tensor mse_loss(Graph& g, Tensor prediction, Tensor target);
+
+}  // namespace ddpm::ops

@@ -1,0 +1,203 @@
+// Convolution with everything around it. The backend is asked for the whole; where it declines, the
+// composite of plain calls is listed instead.
+#include "engine/ops.h"
+
+namespace ddpm::ops {
+namespace {
+
+struct Filter {
+  Tensor weight, bias;
+};
+
+Filter define_filter(Graph& g, const std::string& name, const Shape& shape, Init init) {
+  const Graph::Scope scope(g, name);
+  const std::string key = g.scope();
+  Filter f;
+  f.weight = g.parameter("weight", shape, 4, {{key + ".weight", shape.n, init}});
+  f.bias = g.parameter("bias", {1, 1, 1, shape.n}, 1, {{key + ".bias", shape.n, Init::kZeros}});
+  return f;
+}
+
+// The filter as this pass of the backend reads it. In inference it is packed once, at setup.
+Tensor packed_filter(Graph& g, const ConvDesc& d, ConvPass pass, Tensor weight) {
+  const size_t bytes = g.backend().packed_bytes(d, pass);
+  if (bytes == 0) return weight;
+  if (g.training()) {
+    const Tensor packed = g.bytes(bytes);
+    g.add(g.backend().conv_pack(d, pass, weight, packed));
+    return packed;
+  }
+  const Tensor packed = g.persistent_bytes(bytes, "packed");
+  g.add(g.backend().conv_pack(d, pass, weight, packed), Phase::kSetup);
+  return packed;
+}
+
+ConvDesc plain_desc(Graph& g, const View& x, const ConvOptions& o) {
+  ConvDesc d;
+  d.x = g.shape(x.value);
+  d.k = o.k;
+  d.r = d.s = o.kernel;
+  d.stride = o.stride;
+  d.pad_top = o.pad[0];
+  d.pad_left = o.pad[1];
+  d.pad_bottom = o.pad[2];
+  d.pad_right = o.pad[3];
+  d.bias = true;
+  return d;
+}
+
+// The desc and slots of the whole, read directly from the view's stored tensors.
+void describe_input(Graph& g, const View& x, ConvDesc& d, ConvSlots& slots) {
+  d.x = g.shape(x.x);
+  d.c2 = x.x2 ? g.shape(x.x2).c : 0;
+  d.upsample = x.upsampled;
+  slots.x = x.x;
+  slots.x2 = x.x2;
+  if (!x.norm) return;
+  d.transform = {true, x.norm->desc.silu, x.norm->desc.dropout};
+  slots.scale_shift = x.norm->scale_shift;
+  slots.state = g.state();
+}
+
+void describe_addends(Graph& g, const ConvOptions& o, ConvDesc& d, ConvSlots& slots) {
+  if (o.sample_bias.table) {
+    d.sample_bias_stride = g.shape(o.sample_bias.table).c;
+    d.sample_bias_offset = o.sample_bias.offset;
+    slots.sample_bias = o.sample_bias.table;
+  }
+  d.residual = static_cast<bool>(o.residual);
+  slots.residual = o.residual;
+}
+
+// One call for everything, if the backend has it.
+bool add_fused(Graph& g, const View& x, const Filter& f, const Filter& shortcut,
+               const ConvOptions& o, Tensor y) {
+  if (o.shortcut.value && (o.shortcut.norm || o.shortcut.upsampled)) return false;
+  ConvDesc d = plain_desc(g, x, o);
+  ConvSlots slots;
+  describe_input(g, x, d, slots);
+  describe_addends(g, o, d, slots);
+  if (o.shortcut.value) {
+    d.shortcut_c = g.shape(o.shortcut.x).c;
+    d.shortcut_c2 = o.shortcut.x2 ? g.shape(o.shortcut.x2).c : 0;
+    slots.shortcut = o.shortcut.x;
+    slots.shortcut2 = o.shortcut.x2;
+    slots.shortcut_filter = shortcut.weight;
+    slots.shortcut_bias = shortcut.bias;
+  }
+  d.statistics = true;
+  slots.bias = f.bias;
+  slots.filter = f.weight;
+  const Tensor stats = g.tensor({1, 1, 1, static_cast<int>(StatsDesc{d.y()}.count())});
+  if (!g.backend().conv_forward(d, slots, y, stats)) return false;
+  slots.filter = packed_filter(g, d, ConvPass::kForward, f.weight);
+  g.add(*g.backend().conv_forward(d, slots, y, stats));
+  g.set_statistics(y, stats);
+  return true;
+}
+
+// A written-out input, bias, and what is added; shortcut as a convolution of its own.
+void add_composite(Graph& g, const View& x, const Filter& f, const Filter& shortcut,
+                   const ConvOptions& o, Tensor y) {
+  ConvOptions rest = o;
+  if (o.shortcut.value) {
+    rest.shortcut = {};
+    rest.residual = g.tensor(g.shape(y));
+    ConvOptions one{.k = o.k, .kernel = 1, .pad = {0, 0, 0, 0}};
+    add_composite(g, o.shortcut, shortcut, {}, one, rest.residual);
+  }
+  ConvDesc d = plain_desc(g, x, o);
+  ConvSlots slots;
+  slots.x = materialize(g, x);
+  slots.bias = f.bias;
+  describe_addends(g, rest, d, slots);
+  slots.filter = packed_filter(g, d, ConvPass::kForward, f.weight);
+  const auto call = g.backend().conv_forward(d, slots, y, {});
+  DDPM_CHECK(call.has_value(), "the backend declines a plain convolution");
+  g.add(*call);
+}
+
+// dx = conv^T(dy), dw = sum over pixels of dy x, of one filter. `x` is written out again.
+void add_filter_gradients(Graph& g, const View& x, const Filter& f, const ConvOptions& o,
+                          Tensor dy) {
+  const ConvDesc d = plain_desc(g, x, o);
+  Backend& backend = g.backend();
+  {
+    ConvDesc fused = d;
+    ConvSlots slots;
+    describe_input(g, x, fused, slots);
+    const GradOut dw = g.grad_out(f.weight);
+    auto call = backend.conv_wgrad(fused, slots, dy, dw.tensor, dw.write);
+    if (!call) {
+      slots = {};
+      slots.x = materialize(g, x);
+      call = backend.conv_wgrad(d, slots, dy, dw.tensor, dw.write);
+    }
+    DDPM_CHECK(call.has_value(), "the backend declines a plain weight gradient");
+    g.add(*call);
+  }
+  if (!g.requires_grad(x.value)) return;
+  ConvSlots slots;
+  slots.filter = packed_filter(g, d, ConvPass::kDgrad, f.weight);
+  const GradOut dx = g.grad_out(x.value);
+  const auto call = backend.conv_dgrad(d, slots, dy, dx.tensor, dx.write);
+  DDPM_CHECK(call.has_value(), "the backend declines a plain input gradient");
+  g.add(*call);
+}
+
+// db[k] = sum over n and pixels of dy; dsample_bias[n,k] = sum over pixels.
+void add_bias_gradients(Graph& g, const Filter& f, const Filter& shortcut, const ConvOptions& o,
+                        Tensor y, Tensor dy) {
+  const Shape s = g.shape(y);
+  Tensor sums;
+  int stride = s.c, offset = 0;
+  if (o.sample_bias.table) {
+    // Every convolution writes its own columns of the table's gradient, so nobody accumulates.
+    sums = g.grad_buffer(o.sample_bias.table);
+    stride = g.shape(o.sample_bias.table).c;
+    offset = o.sample_bias.offset;
+  } else {
+    sums = g.tensor({s.n, 1, 1, s.c});
+  }
+  g.add(g.backend().pixel_sum(s, dy, sums, stride, offset));
+  for (const Tensor& bias : {f.bias, shortcut.bias}) {
+    if (!bias) continue;
+    const GradOut db = g.grad_out(bias);
+    g.add(g.backend().row_sum(s.n, s.c, stride, offset, sums, db.tensor, db.write));
+  }
+}
+
+}  // namespace
+
+Tensor conv(Graph& g, const View& x, const std::string& name, const ConvOptions& o) {
+  const Shape in = g.shape(x.value);
+  const Filter f = define_filter(g, name, {o.k, o.kernel, o.kernel, in.c}, o.init);
+  Filter shortcut;
+  if (o.shortcut.value)
+    shortcut = define_filter(g, o.shortcut_name, {o.k, 1, 1, g.shape(o.shortcut.value).c},
+                             Init::kGlorot);
+  const Graph::Scope scope(g, name);
+  const Shape out = plain_desc(g, x, o).y();
+  const Tensor y = g.tensor(out);
+  g.count_macs(out.count() * o.kernel * o.kernel * in.c);
+  if (o.shortcut.value) g.count_macs(out.count() * g.shape(o.shortcut.value).c);
+  g.set_requires_grad(y, true);
+  for (Tensor addend : {o.residual, o.shortcut.value})
+    DDPM_CHECK(!addend || g.shape(addend).pixels() == out.pixels(), "conv %s: addend %s on %s",
+               name.c_str(), to_string(g.shape(addend)).c_str(), to_string(out).c_str());
+
+  if (!add_fused(g, x, f, shortcut, o, y)) add_composite(g, x, f, shortcut, o, y);
+
+  g.on_backward([=](Graph& g) {
+    const Tensor dy = g.grad(y);
+    add_bias_gradients(g, f, shortcut, o, y, dy);
+    add_filter_gradients(g, x, f, o, dy);
+    if (o.shortcut.value)
+      add_filter_gradients(g, o.shortcut, shortcut,
+                           {.k = o.k, .kernel = 1, .pad = {0, 0, 0, 0}}, dy);
+    if (o.residual) g.pass_grad(y, o.residual);
+  });
+  return y;
+}
+
+}  // namespace ddpm::ops

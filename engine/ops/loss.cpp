@@ -1,0 +1,16 @@
+#include "engine/ops.h"
+
+namespace ddpm::ops {
+
+// loss = mean((prediction - target)^2), DDPM eq. 14; dprediction = 2 (prediction - target) / count
+Tensor mse_loss(Graph& g, Tensor prediction, Tensor target) {
+  const Graph::Scope scope(g, "loss");
+  const Shape s = g.shape(prediction);
+  const Tensor per_image = g.tensor({1, 1, 1, s.n});
+  const Tensor gradient = g.tensor(s);
+  g.add(g.backend().mse_loss(s, prediction, target, per_image, gradient, g.state()));
+  g.set_grad(prediction, gradient);
+  return per_image;
+}
+
+}  // namespace ddpm::ops

@@ -1,0 +1,166 @@
+// Everything the engine can ask of a device. A factory checks shapes, chooses an algorithm and
+// returns a prepared Call; nothing is chosen or allocated when a Call runs. Slots of one call may
+// not alias unless the factory says so. All tensors are fp32 unless said otherwise.
+//
+// Reductions run in a fixed order: equal inputs give equal bits, whatever the thread timing.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/call.h"
+#include "kernels/desc.h"
+#include "kernels/dtype.h"
+#include "kernels/philox.h"
+#include "kernels/step_state.h"
+
+namespace ddpm {
+
+enum class Precision { kAuto, kFp32, kTf32, kBf16 };
+
+struct BackendOptions {
+  Precision precision = Precision::kAuto;
+  int threads = 0;               // CPU: 0 = all this process may use
+  bool batch_invariant = false;  // only algorithms whose result for an image ignores the batch size
+};
+
+// Memory of a backend, freed with the object.
+class Memory {
+ public:
+  virtual ~Memory() = default;
+  virtual void* data() const = 0;  // a device address; only the backend may read it
+  virtual size_t size() const = 0;
+};
+
+// Slots of a convolution's tensors. Which must be present follows from the desc.
+struct ConvSlots {
+  In x, x2;                            // (N,H,W,C1), (N,H,W,c2)
+  In scale_shift;                      // (N,C,2): scale, shift interleaved
+  In filter;                           // (K,R,S,C), or its packed form where packed_bytes() > 0
+  In bias;                             // (K)
+  In sample_bias;                      // (N, sample_bias_stride)
+  In residual;                         // (N,P,Q,K)
+  In shortcut, shortcut2;              // (N,P,Q,.)
+  In shortcut_filter, shortcut_bias;   // (K,1,1,shortcut_c + shortcut_c2), (K)
+  In state;                            // StepState, for dropout
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // "cpu", the device in words, and what decides bits: instruction set, precision, threads.
+  virtual std::string name() const = 0;
+  virtual std::string description() const = 0;
+  virtual std::string numerics() const = 0;
+
+  // ---- memory: zero-filled on allocation; throws Error(kMemory) naming needed bytes ----
+  virtual std::unique_ptr<Memory> allocate(size_t bytes) = 0;
+  virtual void upload(void* device, const void* host, size_t bytes) = 0;
+  virtual void download(void* host, const void* device, size_t bytes) = 0;
+  virtual void fill(void* device, uint8_t byte, size_t bytes) = 0;
+  virtual void synchronize() = 0;
+
+  // ---- convolution: nullopt = not fused here, the caller composes plain calls ----
+  // plain() descs are always taken. dgrad and wgrad take filter and bias from the desc and slots.
+  // Bytes of the packed filter a pass reads instead of (K,R,S,C); 0 = it reads the plain one.
+  virtual size_t packed_bytes(const ConvDesc&, ConvPass) const = 0;
+  virtual Call conv_pack(const ConvDesc&, ConvPass, In filter, Out packed) = 0;
+  virtual std::optional<Call> conv_forward(const ConvDesc&, const ConvSlots&, Out y,
+                                           Out statistics) = 0;
+  // dx (N,H,W,C) (+)= the gradient by the convolution's input.
+  virtual std::optional<Call> conv_dgrad(const ConvDesc&, const ConvSlots&, In dy, Out dx,
+                                         Write) = 0;
+  // dfilter (K,R,S,C) (+)= the gradient by the filter.
+  virtual std::optional<Call> conv_wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter,
+                                         Write) = 0;
+
+  virtual Call gemm(const GemmDesc&, In a, In b, In bias, In residual, Out c, Write) = 0;
+
+  // ---- reductions ----
+  virtual Call channel_stats(const StatsDesc&, In x, Out stats) = 0;
+  // sums[n * stride + offset + c] = sum over pixels of x (N,H,W,C).
+  virtual Call pixel_sum(const Shape& x, In, Out sums, int stride, int offset) = 0;
+  // sums[c] (+)= sum over rows r of x[r * stride + offset + c], c < columns.
+  virtual Call row_sum(int rows, int columns, int stride, int offset, In x, Out sums, Write) = 0;
+
+  // ---- group norm ----
+  // From the statistics of x and x2: scale_shift (N,C,2) such that z = x * scale + shift is the
+  // normalised, affine output; mean_rstd (N,G,2) for the backward pass.
+  virtual Call group_norm_scale_shift(const GroupNormDesc&, In stats, In stats2, In gamma, In beta,
+                                      Out scale_shift, Out mean_rstd) = 0;
+  // y (N,H,W,C) = dropout(silu(concat(x, x2) * scale + shift)), each part as the desc says.
+  virtual Call group_norm_apply(const GroupNormDesc&, In x, In x2, In scale_shift, In state,
+                                Out y) = 0;
+  // From dy at apply's output: gradients by x, x2, gamma, beta.
+  virtual Call group_norm_backward(const GroupNormDesc&, In x, In x2, In scale_shift, In mean_rstd,
+                                   In gamma, In state, In dy, Out dx, Write, Out dx2, Write,
+                                   Out dgamma, Out dbeta, Write) = 0;
+
+  // ---- attention ----
+  // lse (N, heads, L): log of the softmax denominator, for the backward pass; may be absent.
+  virtual Call attention_forward(const AttentionDesc&, In qkv, Out o, Out lse) = 0;
+  virtual Call attention_backward(const AttentionDesc&, In qkv, In o, In lse, In d_o,
+                                  Out dqkv) = 0;
+
+  // ---- pointwise and resampling ----
+  virtual Call silu(int64_t count, In x, Out y) = 0;
+  virtual Call silu_backward(int64_t count, In x, In dy, Out dx, Write) = 0;
+  // y (+)= x
+  virtual Call copy(int64_t count, In x, Out y, Write) = 0;
+  // y (N,H,W,C1+c2) = concat(x, x2) along channels, and back.
+  virtual Call concat(const Shape& x, int c2, In, In x2, Out y) = 0;
+  virtual Call split(const Shape& x, int c2, In dy, Out dx, Write, Out dx2, Write) = 0;
+  // y (N,2H,2W,C)[i,j] = x[i/2, j/2], and dx (+)= the sum of its four gradients.
+  virtual Call upsample(const Shape& x, In, Out y) = 0;
+  virtual Call upsample_backward(const Shape& x, In dy, Out dx, Write) = 0;
+  // y (N, dim) (+)= table[index[n]]; index I32 (N). Backward: dtable (rows, dim), each row the sum
+  // over its images in order.
+  virtual Call embedding(int n, int rows, int dim, In table, In index, Out y, Write) = 0;
+  virtual Call embedding_backward(int n, int rows, int dim, In index, In dy, Out dtable,
+                                  Write) = 0;
+  // y (N, dim) from t I32 (N), 0 <= t < timesteps.
+  virtual Call time_embedding(const TimeEmbeddingDesc&, In t, Out y) = 0;
+
+  // ---- training ----
+  // images U8 (count,H,W,C), labels I32 (count) or absent -> x0 (N,H,W,C), batch_labels I32 (N).
+  virtual Call gather_images(const GatherDesc&, In images, In labels, In state, Out x0,
+                             Out batch_labels) = 0;
+  // t I32 (N), uniform on [0, timesteps).
+  virtual Call draw_timesteps(int n, int timesteps, In state, Out t) = 0;
+  // noise (N,H,W,C) ~ N(0, I), addressed by purpose and by slot (training) or image (sampling).
+  virtual Call draw_noise(const Shape&, Purpose, In state, Out noise) = 0;
+  virtual Call q_sample(const NoiseDesc&, In x0, In t, In noise, Out x_t) = 0;
+  // sample_loss (N) = mean over an image of (prediction - target)^2; its mean goes to state's loss,
+  // whose non-finite flag it may set; d_prediction = the gradient of that mean.
+  virtual Call mse_loss(const Shape&, In prediction, In target, Out sample_loss, Out d_prediction,
+                        Out state) = 0;
+  // Global norm of the gradient into state, whose non-finite flag it may set.
+  virtual Call grad_norm(int64_t count, In gradients, Out state) = 0;
+  // Skipped while a non-finite flag is set. Reads grad_norm and step from state, writes the rate.
+  virtual Call adam_ema(const AdamDesc&, In gradients, Out weights, Out m, Out v, Out ema,
+                        Out state) = 0;
+  // The end of a step: step += 1, loss_sum += loss, unless a non-finite flag is set.
+  virtual Call advance_state(Out state) = 0;
+
+  // ---- sampling ----
+  // t I32 (N) = rows[state.step].t for all images; rows is an array of SamplerRow.
+  virtual Call sampler_timestep(int n, In rows, In state, Out t) = 0;
+  // One row of a sampler, in place on x; previous (N,H,W,C) is read where the row uses it and
+  // written with this row's x0. Sets the non-finite flag.
+  virtual Call sampler_update(const Shape&, In rows, In out, Out x, Out previous, Out state) = 0;
+  // floor(clamp((x + 1) 127.5, 0, 255) + 0.5)
+  virtual Call image_to_uint8(int64_t count, In x, Out y) = 0;
+};
+
+// Throws Error(kDevice) saying what is missing if this build or machine has no such backend.
+std::unique_ptr<Backend> make_cpu_backend(const BackendOptions&);
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&, int device);
+
+// The libraries behind the CPU backend, with their versions.
+std::string cpu_libraries();
+
+}  // namespace ddpm

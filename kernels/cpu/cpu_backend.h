@@ -1,0 +1,83 @@
+// The CPU backend: oneDNN for convolutions and matrix products, Highway loops for the rest, fp32,
+// NHWC. Each group of operations is implemented in the file of its name.
+#pragma once
+
+#include "kernels/backend.h"
+
+namespace ddpm::cpu {
+
+class OneDnn;
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(const BackendOptions&);
+  ~CpuBackend() override;
+
+  std::string name() const override { return "cpu"; }
+  std::string description() const override;
+  std::string numerics() const override;
+
+  std::unique_ptr<Memory> allocate(size_t bytes) override;
+  void upload(void* device, const void* host, size_t bytes) override;
+  void download(void* host, const void* device, size_t bytes) override;
+  void fill(void* device, uint8_t byte, size_t bytes) override;
+  void synchronize() override {}
+
+  size_t packed_bytes(const ConvDesc&, ConvPass) const override;
+  Call conv_pack(const ConvDesc&, ConvPass, In filter, Out packed) override;
+  std::optional<Call> conv_forward(const ConvDesc&, const ConvSlots&, Out y,
+                                   Out statistics) override;
+  std::optional<Call> conv_dgrad(const ConvDesc&, const ConvSlots&, In dy, Out dx, Write) override;
+  std::optional<Call> conv_wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter,
+                                 Write) override;
+  Call gemm(const GemmDesc&, In a, In b, In bias, In residual, Out c, Write) override;
+
+  Call channel_stats(const StatsDesc&, In x, Out stats) override;
+  Call pixel_sum(const Shape& x, In, Out sums, int stride, int offset) override;
+  Call row_sum(int rows, int columns, int stride, int offset, In x, Out sums, Write) override;
+
+  Call group_norm_scale_shift(const GroupNormDesc&, In stats, In stats2, In gamma, In beta,
+                              Out scale_shift, Out mean_rstd) override;
+  Call group_norm_apply(const GroupNormDesc&, In x, In x2, In scale_shift, In state,
+                        Out y) override;
+  Call group_norm_backward(const GroupNormDesc&, In x, In x2, In scale_shift, In mean_rstd,
+                           In gamma, In state, In dy, Out dx, Write, Out dx2, Write, Out dgamma,
+                           Out dbeta, Write) override;
+
+  Call attention_forward(const AttentionDesc&, In qkv, Out o, Out lse) override;
+  Call attention_backward(const AttentionDesc&, In qkv, In o, In lse, In d_o, Out dqkv) override;
+
+  Call silu(int64_t count, In x, Out y) override;
+  Call silu_backward(int64_t count, In x, In dy, Out dx, Write) override;
+  Call copy(int64_t count, In x, Out y, Write) override;
+  Call concat(const Shape& x, int c2, In, In x2, Out y) override;
+  Call split(const Shape& x, int c2, In dy, Out dx, Write, Out dx2, Write) override;
+  Call upsample(const Shape& x, In, Out y) override;
+  Call upsample_backward(const Shape& x, In dy, Out dx, Write) override;
+  Call embedding(int n, int rows, int dim, In table, In index, Out y, Write) override;
+  Call embedding_backward(int n, int rows, int dim, In index, In dy, Out dtable, Write) override;
+  Call time_embedding(const TimeEmbeddingDesc&, In t, Out y) override;
+
+  Call gather_images(const GatherDesc&, In images, In labels, In state, Out x0,
+                     Out batch_labels) override;
+  Call draw_timesteps(int n, int timesteps, In state, Out t) override;
+  Call draw_noise(const Shape&, Purpose, In state, Out noise) override;
+  Call q_sample(const NoiseDesc&, In x0, In t, In noise, Out x_t) override;
+  Call mse_loss(const Shape&, In prediction, In target, Out sample_loss, Out d_prediction,
+                Out state) override;
+  Call grad_norm(int64_t count, In gradients, Out state) override;
+  Call adam_ema(const AdamDesc&, In gradients, Out weights, Out m, Out v, Out ema,
+                Out state) override;
+  Call advance_state(Out state) override;
+
+  Call sampler_timestep(int n, In rows, In state, Out t) override;
+  Call sampler_update(const Shape&, In rows, In out, Out x, Out previous, Out state) override;
+  Call image_to_uint8(int64_t count, In x, Out y) override;
+
+ private:
+  BackendOptions options_;
+  int threads_;
+  std::unique_ptr<OneDnn> dnn_;
+};
+
+}  // namespace ddpm::cpu

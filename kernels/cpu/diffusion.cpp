@@ -1,0 +1,223 @@
+// The ends of the diffusion graph: images in, noising, sampler rows, images out.
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <memory>
+
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/parallel.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/diffusion.cpp"
+#include <hwy/foreach_target.h>
+
+#include "kernels/cpu/philox-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace ddpm::cpu::HWY_NAMESPACE {
+
+// y = a x + b noise
+void mix_loop(const float* x, const float* noise, float a, float b, float* y, int64_t count) {
+  const FloatTag d;
+  for (int64_t i = 0; i < count; i += lanes()) {
+    const Float scaled = hn::Mul(hn::Set(d, a), load(x + i, count - i));
+    store(hn::MulAdd(hn::Set(d, b), load(noise + i, count - i), scaled), y + i, count - i);
+  }
+}
+
+// Returns whether every x' is finite. Terms in x and out are added even where their factor is zero:
+// 0 * inf is NaN, so an infinite network output shows, which the clamp would have hidden.
+bool row_loop(const SamplerRow& row, const float* out, const float* z, float* x, float* previous,
+              int64_t count) {
+  const FloatTag d;
+  const Float clip = hn::Set(d, row.clip);
+  auto finite = hn::FirstN(d, hn::Lanes(d));
+  for (int64_t i = 0; i < count; i += lanes()) {
+    const int64_t left = count - i;
+    const Float o = load(out + i, left), old = load(x + i, left);
+    const Float raw = hn::MulAdd(hn::Set(d, row.x0_out), o, hn::Mul(hn::Set(d, row.x0_x), old));
+    // Min and max of x86 lose a NaN.
+    const Float x0 = hn::IfThenElse(hn::IsNaN(raw), raw, hn::Clamp(raw, hn::Neg(clip), clip));
+    Float sum = hn::Mul(hn::Set(d, row.x_x), old);
+    sum = hn::MulAdd(hn::Set(d, row.x_x0), x0, sum);
+    sum = hn::MulAdd(hn::Set(d, row.x_out), o, sum);
+    // Before its first use `previous` is undefined: it must not be read then.
+    if (row.x_previous != 0)
+      sum = hn::MulAdd(hn::Set(d, row.x_previous), load(previous + i, left), sum);
+    if (row.x_z != 0) sum = hn::MulAdd(hn::Set(d, row.x_z), load(z + i, left), sum);
+    finite = hn::And(finite, hn::IsFinite(sum));
+    store(x0, previous + i, left);
+    store(sum, x + i, left);
+  }
+  return hn::AllTrue(d, finite);
+}
+
+// row_loop on `count` elements from block `first` of an image on, drawing z as it goes.
+bool update_loop(const SamplerRow& row, const RandomStream& stream, int64_t first, int64_t count,
+                 const float* out, float* x, float* previous) {
+  constexpr int64_t kPart = 1024;
+  HWY_ALIGN float z[kPart];
+  bool finite = true;
+  for (int64_t i = 0; i < count; i += kPart) {
+    const int64_t part = std::min(kPart, count - i);
+    if (row.x_z != 0) normals(stream, static_cast<uint32_t>(first + i / 4), part, z);
+    finite &= row_loop(row, out + i, z, x + i, previous + i, part);
+  }
+  return finite;
+}
+
+void uint8_loop(const float* x, uint8_t* y, int64_t begin, int64_t end) {
+  const FloatTag d;
+  const hn::Rebind<uint8_t, FloatTag> du8;
+  HWY_ALIGN uint8_t bytes[hn::MaxLanes(d)];
+  for (int64_t i = begin; i < end; i += lanes()) {
+    Float v = hn::Mul(hn::Add(load(x + i, end - i), hn::Set(d, 1.0f)), hn::Set(d, 127.5f));
+    v = hn::Clamp(v, hn::Zero(d), hn::Set(d, 255.0f));
+    const auto rounded =
+        hn::ConvertTo(hn::RebindToSigned<FloatTag>(), hn::Add(v, hn::Set(d, 0.5f)));
+    hn::StoreU(hn::DemoteTo(du8, rounded), du8, bytes);
+    std::memcpy(y + i, bytes, static_cast<size_t>(std::min(lanes(), end - i)));
+  }
+}
+
+}  // namespace ddpm::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace ddpm::cpu {
+
+HWY_EXPORT(mix_loop);
+HWY_EXPORT(update_loop);
+HWY_EXPORT(uint8_loop);
+
+namespace {
+
+// x0 of each byte, correctly rounded.
+std::array<float, 256> image_values() {
+  std::array<float, 256> values;
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = static_cast<float>(static_cast<double>(i) / 127.5 - 1.0);
+  return values;
+}
+
+void decode_image(const uint8_t* image, const std::array<float, 256>& values, const Shape& shape,
+                  bool flip, float* x0) {
+  const int64_t row = int64_t{shape.w} * shape.c;
+  for (int h = 0; h < shape.h; ++h, image += row, x0 += row) {
+    if (!flip) {
+      for (int64_t i = 0; i < row; ++i) x0[i] = values[image[i]];
+      continue;
+    }
+    for (int w = 0; w < shape.w; ++w)
+      for (int c = 0; c < shape.c; ++c)
+        x0[w * shape.c + c] = values[image[(shape.w - 1 - w) * shape.c + c]];
+  }
+}
+
+}  // namespace
+
+Call CpuBackend::gather_images(const GatherDesc& d, In images, In labels, In state, Out x0,
+                               Out batch_labels) {
+  DDPM_CHECK(d.batch.positive() && d.count > 0 && d.count <= int64_t{1} << 40,
+             "gather_images: batch %s of %lld images", to_string(d.batch).c_str(),
+             static_cast<long long>(d.count));
+  DDPM_CHECK(static_cast<bool>(labels) == static_cast<bool>(batch_labels),
+             "gather_images: labels on one side only");
+  Call call{"gather_images", {images, state}, {x0}, 0, {}};
+  if (labels) {
+    call.reads.push_back(labels);
+    call.writes.push_back(batch_labels);
+  }
+  call.run = [=, values = image_values(), threads = threads_](const Run& r) {
+    const StepState& s = *r.in<StepState>(state);
+    const int64_t size = d.batch.pixels() * d.batch.c;
+    const auto count = static_cast<uint64_t>(d.count);
+    parallel_for(threads_for(threads, d.batch.count()), d.batch.n, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto slot = static_cast<uint64_t>(i);
+        const uint64_t position = s.step * static_cast<uint64_t>(d.batch.n) + slot;
+        const auto index = static_cast<int64_t>(
+            permute(position % count, count, s.seed, static_cast<uint32_t>(position / count)));
+        const RandomStream stream{.seed = s.seed,
+                                  .purpose = Purpose::kFlip,
+                                  .sample = slot,
+                                  .step = static_cast<uint32_t>(s.step)};
+        decode_image(r.in<uint8_t>(images) + index * size, values, d.batch,
+                     d.flip && (stream.block(0)[0] & 1) != 0, r.out<float>(x0) + i * size);
+        if (labels) r.out<int32_t>(batch_labels)[i] = r.in<int32_t>(labels)[index];
+      }
+    });
+  };
+  return call;
+}
+
+Call CpuBackend::q_sample(const NoiseDesc& d, In x0, In t, In noise, Out x_t) {
+  DDPM_CHECK(d.x.positive() && !d.sqrt_ab.empty() && d.sqrt_ab.size() == d.sqrt_1mab.size(),
+             "q_sample: shape %s, tables of %zu and %zu timesteps", to_string(d.x).c_str(),
+             d.sqrt_ab.size(), d.sqrt_1mab.size());
+  auto desc = std::make_shared<const NoiseDesc>(d);
+  return {"q_sample", {x0, t, noise}, {x_t}, 0, [=, threads = threads_](const Run& r) {
+            const int32_t* steps = r.in<int32_t>(t);
+            const auto timesteps = static_cast<int64_t>(desc->sqrt_ab.size());
+            for (int i = 0; i < desc->x.n; ++i)
+              if (steps[i] < 0 || steps[i] >= timesteps)
+                fail(Status::kBug, "q_sample: timestep %d of %lld", steps[i],
+                     static_cast<long long>(timesteps));
+            const int64_t size = desc->x.pixels() * desc->x.c;
+            parallel_samples(threads, desc->x.n, size, [&](int64_t n, int64_t begin, int64_t end) {
+              const auto step = static_cast<size_t>(steps[n]);
+              const int64_t at = n * size + begin;
+              HWY_DYNAMIC_DISPATCH(mix_loop)
+              (r.in<float>(x0) + at, r.in<float>(noise) + at, desc->sqrt_ab[step],
+               desc->sqrt_1mab[step], r.out<float>(x_t) + at, end - begin);
+            });
+          }};
+}
+
+Call CpuBackend::sampler_timestep(int n, In rows, In state, Out t) {
+  DDPM_CHECK(n > 0, "sampler_timestep: n %d", n);
+  return {"sampler_timestep", {rows, state}, {t}, 0, [=](const Run& r) {
+            const SamplerRow& row = r.in<SamplerRow>(rows)[r.in<StepState>(state)->step];
+            std::fill_n(r.out<int32_t>(t), n, row.t);
+          }};
+}
+
+Call CpuBackend::sampler_update(const Shape& shape, In rows, In out, Out x, Out previous,
+                                Out state) {
+  DDPM_CHECK(shape.positive(), "sampler_update: shape %s", to_string(shape).c_str());
+  const int64_t size = shape.pixels() * shape.c, blocks = (size + 3) / 4;
+  return {"sampler_update",
+          {rows, out},
+          {x, previous, state},
+          0,
+          [=, n = shape.n, threads = threads_](const Run& r) {
+            StepState& s = *r.out<StepState>(state);
+            const SamplerRow& row = r.in<SamplerRow>(rows)[s.step];
+            std::atomic<bool> finite = true;
+            parallel_samples(threads, n, blocks, [&](int64_t slot, int64_t begin, int64_t end) {
+              const RandomStream stream{.seed = s.seed,
+                                        .purpose = Purpose::kSampleNoise,
+                                        .sample = s.first_image + static_cast<uint64_t>(slot),
+                                        .step = static_cast<uint32_t>(row.t)};
+              const int64_t at = slot * size + 4 * begin;
+              if (!HWY_DYNAMIC_DISPATCH(update_loop)(
+                      row, stream, begin, std::min(4 * end, size) - 4 * begin,
+                      r.in<float>(out) + at, r.out<float>(x) + at, r.out<float>(previous) + at))
+                finite.store(false, std::memory_order_relaxed);
+            });
+            if (!finite.load()) set_nonfinite(s, kSampleNonFinite);
+          }};
+}
+
+Call CpuBackend::image_to_uint8(int64_t count, In x, Out y) {
+  DDPM_CHECK(count > 0, "image_to_uint8: count %lld", static_cast<long long>(count));
+  return {"image_to_uint8", {x}, {y}, 0, [=, threads = threads_](const Run& r) {
+            parallel_elements(threads, count, [&](int64_t begin, int64_t end) {
+              HWY_DYNAMIC_DISPATCH(uint8_loop)(r.in<float>(x), r.out<uint8_t>(y), begin, end);
+            });
+          }};
+}
+
+}  // namespace ddpm::cpu
+#endif

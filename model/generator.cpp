@@ -1,0 +1,92 @@
+#include "model/generator.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "model/schedule.h"
+#include "model/unet.h"
+
+namespace ddpm {
+
+SamplingGraph build_sampling_graph(Backend& backend, const UNetConfig& unet, int timesteps,
+                                   int batch_size, int row_count) {
+  SamplingGraph s{Graph(backend, Mode::kInference), {}, {}, {}, {}};
+  Graph& g = s.graph;
+  const Shape shape{batch_size, unet.sample_height, unet.sample_width, unet.in_channels};
+  s.x = g.persistent(shape, DType::kF32, "x");
+  s.previous = g.persistent(shape, DType::kF32, "previous");
+  s.rows = g.persistent_bytes(sizeof(SamplerRow) * static_cast<size_t>(row_count), "rows");
+  if (unet.num_class_embeds)
+    s.class_labels = g.persistent({1, 1, 1, batch_size}, DType::kI32, "class_labels");
+  g.add(backend.draw_noise(shape, Purpose::kSampleStart, g.state(), s.x), Phase::kStart);
+
+  const Tensor t = g.tensor({1, 1, 1, batch_size}, DType::kI32);
+  g.add(backend.sampler_timestep(batch_size, s.rows, g.state(), t));
+  const Tensor out = build_unet(
+      g, unet, timesteps, {.sample = s.x, .timestep = t, .class_labels = s.class_labels});
+  g.add(backend.sampler_update(shape, s.rows, out, s.x, s.previous, g.state()));
+  g.add(backend.advance_state(g.state()));
+  return s;
+}
+
+Generator::Generator(Backend& backend, const UNetConfig& unet, const SchedulerConfig& scheduler,
+                     const SamplerOptions& sampler, int batch_size, const Weights& weights)
+    : shape_{batch_size, unet.sample_height, unet.sample_width, unet.in_channels},
+      classes_(unet.num_class_embeds.value_or(0)),
+      rows_(sampler_rows(Schedule(scheduler), scheduler, sampler)) {
+  SamplingGraph s =
+      build_sampling_graph(backend, unet, scheduler.num_train_timesteps, batch_size, steps());
+  x_ = s.x;
+  class_labels_ = s.class_labels;
+  const ParamArenas arenas = weights(s.graph.params());
+  executor_ = std::make_unique<Executor>(std::move(s.graph), arenas);
+  executor_->upload(s.rows, rows_.data());
+}
+
+void Generator::begin(uint64_t seed, uint64_t first) {
+  StepState state;
+  state.seed = seed;
+  state.first_image = first;
+  executor_->set_state(state);
+  if (!class_labels_) return;
+  std::vector<int32_t> labels(static_cast<size_t>(shape_.n));
+  for (size_t i = 0; i < labels.size(); ++i)
+    labels[i] = static_cast<int32_t>((first + i) % static_cast<uint64_t>(classes_));
+  executor_->upload(class_labels_, labels.data());
+}
+
+std::vector<float> Generator::run_chain(int count, const Progress& progress) {
+  for (int k = 0; k < steps(); ++k) {
+    executor_->step();
+    if (progress) progress(k + 1);
+  }
+  const StepState state = executor_->state();
+  if (state.nonfinite != 0)
+    fail(Status::kNonFinite,
+         "sampling produced values that are not finite at step %llu of %d: the weights are damaged "
+         "or the training diverged",
+         static_cast<unsigned long long>(state.bad_step), steps());
+  std::vector<float> images(static_cast<size_t>(shape_.count()));
+  executor_->download(images.data(), x_);
+  images.resize(images.size() / static_cast<size_t>(shape_.n) * static_cast<size_t>(count));
+  for (float& v : images) v = std::clamp(v, -1.0f, 1.0f);
+  return images;
+}
+
+std::vector<float> Generator::sample(uint64_t seed, uint64_t first, int count,
+                                     const Progress& progress) {
+  begin(seed, first);
+  executor_->run(Phase::kStart);
+  return run_chain(count, progress);
+}
+
+std::vector<float> Generator::sample_from(const std::vector<float>& x_T, uint64_t seed,
+                                          uint64_t first, int count, const Progress& progress) {
+  begin(seed, first);
+  std::vector<float> padded = x_T;  // the slots without an image run along with zeros
+  padded.resize(static_cast<size_t>(shape_.count()), 0.0f);
+  executor_->upload(x_, padded.data());
+  return run_chain(count, progress);
+}
+
+}  // namespace ddpm

@@ -1,0 +1,62 @@
+// Sampling: a whole chain for a batch of images, each a function of (weights, seed, its number).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "engine/executor.h"
+#include "model/config.h"
+#include "model/sampler.h"
+
+namespace ddpm {
+
+class Generator {
+ public:
+  // Called after each step of a chain with the steps done; may throw to stop it.
+  using Progress = std::function<void(int steps_done)>;
+
+  // Gives the arenas of a network's parameters; kWeights is what is sampled from.
+  using Weights = std::function<ParamArenas(const Params&)>;
+
+  // Call weights_changed() before the first chain.
+  Generator(Backend& backend, const UNetConfig& unet, const SchedulerConfig& scheduler,
+            const SamplerOptions& sampler, int batch_size, const Weights& weights);
+
+  void weights_changed() { executor_->run(Phase::kSetup); }
+
+  // Images `first` .. `first + count - 1` of `seed`, count <= batch_size, as (count,H,W,C) in
+  // [-1, 1]. A class-conditional model draws class (image number mod classes).
+  // Throws Error(kNonFinite) rather than return values that are not finite.
+  std::vector<float> sample(uint64_t seed, uint64_t first, int count, const Progress& = {});
+  // The same from a given x_T (count,H,W,C).
+  std::vector<float> sample_from(const std::vector<float>& x_T, uint64_t seed, uint64_t first,
+                                 int count, const Progress& = {});
+
+  int batch_size() const { return shape_.n; }
+  int steps() const { return static_cast<int>(rows_.size()); }
+  const Shape& shape() const { return shape_; }  // of a batch
+  Executor& executor() { return *executor_; }
+  size_t bytes() const { return executor_->bytes(); }
+
+ private:
+  void begin(uint64_t seed, uint64_t first);
+  std::vector<float> run_chain(int count, const Progress& progress);
+
+  Shape shape_;
+  int classes_ = 0;
+  std::vector<SamplerRow> rows_;
+  Tensor x_, class_labels_;
+  std::unique_ptr<Executor> executor_;
+};
+
+// The graph of a denoising step, for a generator or to look at. Persistent tensors as named.
+struct SamplingGraph {
+  Graph graph;
+  Tensor x, previous, rows, class_labels;
+};
+SamplingGraph build_sampling_graph(Backend& backend, const UNetConfig& unet, int timesteps,
+                                   int batch_size, int row_count);
+
+}  // namespace ddpm

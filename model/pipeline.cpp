@@ -1,0 +1,178 @@
+#include "model/pipeline.h"
+
+#include <cctype>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "engine/checkpoint.h"
+#include "engine/file_io.h"
+#include "engine/json.h"
+
+namespace ddpm {
+namespace {
+
+constexpr const char* kWeights = "diffusion_pytorch_model.safetensors";
+constexpr const char* kTrainingState = "training_state.safetensors";
+constexpr const char* kVersion = "0.1.0";
+constexpr size_t kConfigBytes = size_t{1} << 20;
+
+std::string need_weights(const std::string& folder) {
+  const std::string path = folder + "/" + kWeights;
+  if (file_exists(path)) return path;
+  for (const char* pickled : {"diffusion_pytorch_model.bin", "pytorch_model.bin"})
+    if (file_exists(folder + "/" + pickled))
+      fail(Status::kConfig, "%s holds only %s, a pickle, which can run code and is not read; "
+           "convert it with diffusers' save_pretrained(..., safe_serialization=True)",
+           folder.c_str(), pickled);
+  fail(Status::kConfig, "%s has no %s", folder.c_str(), kWeights);
+}
+
+SchedulerConfig read_scheduler(const std::string& folder) {
+  for (const char* name : {"/scheduler/scheduler_config.json", "/scheduler_config.json"})
+    if (file_exists(folder + name))
+      return parse_scheduler_config(read_small_file(folder + name, kConfigBytes), folder + name);
+  return {};  // a bare network: diffusers' default scheduler
+}
+
+Pipeline open_layout(const std::string& folder, const std::string& unet) {
+  const std::string config = unet + "/config.json";
+  Pipeline p;
+  p.folder = folder;
+  p.weights = need_weights(unet);
+  p.unet = parse_unet_config(read_small_file(config, kConfigBytes), config);
+  p.scheduler = read_scheduler(folder);
+  return p;
+}
+
+void write_text(OutputFolder& folder, const std::string& name, const std::string& text) {
+  OutputFile file = folder.file(name);
+  file.write(text);
+  file.commit();
+}
+
+std::string manifest_text(const Manifest& m) {
+  nlohmann::ordered_json json;
+  json["format"] = 1;
+  json["step"] = m.step;
+  json["seed"] = m.seed;
+  json["data"] = {{"batch_size", m.batch_size},
+                  {"position", m.step * static_cast<uint64_t>(m.batch_size)}};
+  json["plan"] = {{"numerics", m.numerics}};
+  json["versions"] = {{"ddpm", kVersion}};
+  json["hashes"] = m.hashes;
+  return to_text(json);
+}
+
+}  // namespace
+
+Pipeline open_pipeline(const std::string& path) {
+  if (!folder_exists(path))
+    fail(Status::kConfig, "model folder %s does not exist", path.c_str());
+  if (file_exists(path + "/unet/config.json")) return open_layout(path, path + "/unet");
+  if (folder_exists(path + "/checkpoints")) {
+    const auto checkpoints = list_checkpoints(path);
+    if (checkpoints.empty())
+      fail(Status::kConfig, "run folder %s has no checkpoint yet", path.c_str());
+    const std::string& last = checkpoints.rbegin()->second;
+    return open_layout(last, last + "/unet");
+  }
+  if (file_exists(path + "/config.json")) return open_layout(path, path);
+  fail(Status::kConfig,
+       "%s is no model: it has neither unet/config.json, nor config.json and weights, nor "
+       "checkpoints/",
+       path.c_str());
+}
+
+std::unique_ptr<ParamStore> load_store(Backend& backend, const Pipeline& p, const Params& params) {
+  auto store = std::make_unique<ParamStore>(backend, params, std::vector<Arena>{Arena::kWeights});
+  load_weights(SafetensorsReader(p.weights), *store, Arena::kWeights);
+  return store;
+}
+
+void save_checkpoint(const std::string& path, const UNetConfig& unet,
+                     const SchedulerConfig& scheduler, const ParamStore& store,
+                     Manifest manifest) {
+  OutputFolder folder(path);
+  write_text(folder, "model_index.json",
+             to_text({{"_class_name", "DDPMPipeline"},
+                      {"scheduler", {"diffusers", "DDPMScheduler"}},
+                      {"unet", {"diffusers", "UNet2DModel"}}}));
+  write_text(folder, "unet/config.json", to_text(to_json(unet)));
+  write_text(folder, "scheduler/scheduler_config.json", to_text(to_json(scheduler)));
+  {
+    OutputFile file = folder.file(std::string("unet/") + kWeights);
+    manifest.hashes[std::string("unet/") + kWeights] = write_weights(file, store, Arena::kEma);
+    file.commit();
+  }
+  {
+    OutputFile file = folder.file(kTrainingState);
+    manifest.hashes[kTrainingState] = write_training_state(file, store);
+    file.commit();
+  }
+  write_text(folder, "manifest.json", manifest_text(manifest));
+  folder.commit();
+}
+
+Manifest read_manifest(const std::string& folder) {
+  const std::string path = folder + "/manifest.json";
+  if (!file_exists(path))
+    fail(Status::kConfig, "%s has no manifest.json: it is not a checkpoint to go on from",
+         folder.c_str());
+  JsonLimits limits;
+  limits.bytes = size_t{16} << 20;  // a line per tensor
+  JsonObject json(path, parse_json(read_small_file(path, limits.bytes), path, Status::kFile, limits));
+  constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
+  json.get_int("format", 1, 1);
+  Manifest m;
+  m.step = static_cast<uint64_t>(json.get_int("step", 0, kMax));
+  m.seed = static_cast<uint64_t>(json.get_int("seed", 0, kMax));
+  JsonObject data = json.get_object("data");
+  m.batch_size = static_cast<int>(data.get_int("batch_size", 1, 1 << 24));
+  data.ignore("position");
+  data.finish();
+  JsonObject plan = json.get_object("plan");
+  m.numerics = plan.get_string("numerics");
+  plan.finish();
+  json.ignore("versions");
+  JsonObject files = json.get_object("hashes");
+  for (const std::string& name : {std::string("unet/") + kWeights, std::string(kTrainingState)}) {
+    JsonObject hashes = files.get_object(name);
+    for (const std::string& key : hashes.keys()) m.hashes[name][key] = hashes.get_string(key);
+  }
+  files.finish();
+  json.finish();
+  return m;
+}
+
+Manifest load_checkpoint(const std::string& folder, ParamStore& store) {
+  Manifest m = read_manifest(folder);
+  const std::string weights = std::string("unet/") + kWeights;
+  const SafetensorsReader ema(folder + "/" + weights), state(folder + "/" + kTrainingState);
+  check_hashes(ema, m.hashes[weights]);
+  check_hashes(state, m.hashes[kTrainingState]);
+  load_weights(ema, store, Arena::kEma);
+  load_training_state(state, store);
+  return m;
+}
+
+std::string checkpoint_folder(const std::string& run, uint64_t step) {
+  return format("%s/checkpoints/step-%08llu", run.c_str(), static_cast<unsigned long long>(step));
+}
+
+std::map<uint64_t, std::string> list_checkpoints(const std::string& run) {
+  std::map<uint64_t, std::string> found;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(run + "/checkpoints", error)) {
+    const std::string name = entry.path().filename();
+    if (!name.starts_with("step-") || name.size() < 13 || name.size() > 24) continue;
+    const std::string digits = name.substr(5);
+    bool number = true;
+    for (char c : digits) number &= std::isdigit(static_cast<unsigned char>(c)) != 0;
+    if (number && file_exists(entry.path().string() + "/manifest.json"))
+      found[std::stoull(digits)] = entry.path();
+  }
+  return found;
+}
+
+}  // namespace ddpm

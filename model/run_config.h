@@ -1,0 +1,49 @@
+// What a training run was told: the resolved config.json of a run folder,
+// {"unet": diffusers' keys, "scheduler": diffusers' keys, "train": {...}}.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "model/config.h"
+#include "model/presets.h"
+
+namespace ddpm {
+
+struct TrainConfig {
+  std::string data;
+  int batch_size = 0;
+  int64_t steps = 0;
+  double learning_rate = 0;
+  int64_t warmup_steps = 0;
+  double grad_clip = 0;  // 0 = none
+  double ema_decay = 0;
+  double dropout = 0;
+  bool flip = false;
+  uint64_t seed = 0;
+  std::string precision = "auto";
+  int64_t save_every = 1000, sample_every = 1000, log_every = 50;
+  int64_t keep_last = 3;  // checkpoints kept; 0 = all
+};
+
+struct RunConfig {
+  UNetConfig unet;  // its dropout is train.dropout
+  SchedulerConfig scheduler;
+  TrainConfig train;
+};
+
+RunConfig run_config_of(const Preset& preset);
+nlohmann::ordered_json to_json(const RunConfig&);
+// `file` names it in messages. Error(kConfig) for anything unknown or out of range.
+RunConfig run_config_from_json(const nlohmann::json&, const std::string& file);
+
+// Sets the value at a dotted path, "train.learning_rate=1e-4"; the value is JSON, or else a string.
+// Error(kUsage) with the nearest path if there is none such.
+void set_path(nlohmann::ordered_json& config, const std::string& assignment);
+
+// Error(kConfig) naming the first field that differs, with both values, unless a run may go on
+// with another value of it: steps, intervals, keep_last.
+void require_same_run(const RunConfig& now, const RunConfig& then, const std::string& file);
+
+}  // namespace ddpm

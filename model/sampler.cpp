@@ -1,0 +1,221 @@
+#include "model/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/json.h"
+#include "engine/nearest_name.h"
+
+namespace ddpm {
+namespace {
+
+// In the order of the enums.
+std::vector<std::string> sampler_names() { return {"ddpm", "ddim", "dpmpp2m"}; }
+std::vector<std::string> spacing_names() { return {"leading", "trailing", "linspace"}; }
+
+// x v + out w: what a linear function of the noisy image and the network's output is made of.
+struct Mix {
+  double x = 0, out = 0;
+};
+
+// Prediction of x_0 from the network's output (ab is alpha-bar at t).
+Mix x0_mix(PredictionType type, double ab) {
+  const double signal = std::sqrt(ab), noise = std::sqrt(1 - ab);
+  switch (type) {
+    case PredictionType::kEpsilon:
+      return {1 / signal, -noise / signal};
+    case PredictionType::kSample:
+      return {0, 1};
+    case PredictionType::kVPrediction:
+      return {signal, -noise};
+  }
+  fail(Status::kBug, "unknown prediction type %d", static_cast<int>(type));
+}
+
+// Prediction of the noise, before any clipping.
+Mix epsilon_mix(PredictionType type, double ab) {
+  const double signal = std::sqrt(ab), noise = std::sqrt(1 - ab);
+  switch (type) {
+    case PredictionType::kEpsilon:
+      return {0, 1};
+    case PredictionType::kSample:
+      return {1 / noise, -signal / noise};
+    case PredictionType::kVPrediction:
+      return {noise, signal};
+  }
+  fail(Status::kBug, "unknown prediction type %d", static_cast<int>(type));
+}
+
+// A row that predicts x_0 at t and does nothing with it yet.
+SamplerRow prediction_row(const Schedule& s, const SchedulerConfig& c, int t) {
+  SamplerRow row;
+  row.t = t;
+  const Mix x0 = x0_mix(c.prediction_type, s.alpha_bar(t));
+  row.x0_x = static_cast<float>(x0.x);
+  row.x0_out = static_cast<float>(x0.out);
+  return row;
+}
+
+void clip(SamplerRow& row, const SchedulerConfig& c) {
+  if (c.clip_sample) row.clip = static_cast<float>(c.clip_sample_range);
+}
+
+// lambda of DPM-Solver: log of sqrt(ab) / sqrt(1 - ab).
+double half_log_snr(double ab) { return 0.5 * std::log(ab / (1 - ab)); }
+
+// Never more than the sampler's usual spacing has room for.
+int default_steps(SamplerKind kind, int num_train_timesteps) {
+  switch (kind) {
+    case SamplerKind::kDdpm:
+      return std::min(1000, num_train_timesteps);
+    case SamplerKind::kDdim:
+      return std::min(50, num_train_timesteps);
+    case SamplerKind::kDpmpp2m:
+      return std::min(20, num_train_timesteps - 1);
+  }
+  fail(Status::kBug, "unknown sampler %d", static_cast<int>(kind));
+}
+
+// Entry i of the list. Ties round to even and the arithmetic follows numpy's linspace and arange
+// step for step: one unit in the last place decides a tie, and with it a timestep.
+int spaced_timestep(SamplerKind kind, Spacing spacing, int i, int steps, int count) {
+  const bool dpm = kind == SamplerKind::kDpmpp2m;  // its lists leave out their last entry, 0
+  const int last = dpm ? steps : steps - 1;
+  switch (spacing) {
+    case Spacing::kLeading:
+      return (last - i) * (count / (dpm ? steps + 1 : steps));
+    case Spacing::kTrailing: {
+      const double stride = (count - static_cast<double>(count) / steps) - count;
+      return static_cast<int>(std::rint(count + i * stride)) - 1;
+    }
+    case Spacing::kLinspace:
+      if (last == 0) return 0;
+      return static_cast<int>(std::rint((last - i) * (static_cast<double>(count - 1) / last)));
+  }
+  fail(Status::kBug, "unknown spacing %d", static_cast<int>(spacing));
+}
+
+size_t index_of(const char* what, const std::vector<std::string>& names, std::string_view name) {
+  const auto found = std::find(names.begin(), names.end(), name);
+  if (found == names.end())
+    fail(Status::kUsage, "unknown %s %s%s; known: %s, %s, %s", what, in_quotes(name).c_str(),
+         did_you_mean(name, names).c_str(), names[0].c_str(), names[1].c_str(), names[2].c_str());
+  return static_cast<size_t>(found - names.begin());
+}
+
+}  // namespace
+
+SamplerKind parse_sampler(std::string_view name) {
+  return static_cast<SamplerKind>(index_of("sampler", sampler_names(), name));
+}
+
+Spacing parse_spacing(std::string_view name) {
+  return static_cast<Spacing>(index_of("spacing", spacing_names(), name));
+}
+
+std::string name_of(SamplerKind kind) { return sampler_names()[static_cast<size_t>(kind)]; }
+
+std::string name_of(Spacing spacing) { return spacing_names()[static_cast<size_t>(spacing)]; }
+
+std::vector<int> sampler_timesteps(SamplerKind kind, Spacing spacing, int steps,
+                                   int num_train_timesteps) {
+  if (steps < 1 || steps > num_train_timesteps)
+    fail(Status::kUsage, "steps %d: the model has %d timesteps; use 1 to %d steps", steps,
+         num_train_timesteps, num_train_timesteps);
+  std::vector<int> list;
+  for (int i = 0; i < steps; ++i) {
+    list.push_back(spaced_timestep(kind, spacing, i, steps, num_train_timesteps));
+    if (i > 0 && list[static_cast<size_t>(i)] >= list[static_cast<size_t>(i - 1)])
+      fail(Status::kUsage,
+           "steps %d: %s with %s spacing repeats timesteps of the model's %d; use at most %d steps "
+           "or another spacing",
+           steps, name_of(kind).c_str(), name_of(spacing).c_str(), num_train_timesteps,
+           num_train_timesteps - 1);
+  }
+  return list;
+}
+
+// x' = coef_x0 clip(x0) + coef_x x + sigma z, the posterior q(x_next | x_t, x_0) with gaps.
+SamplerRow ddpm_row(const Schedule& s, const SchedulerConfig& c, int t, int next) {
+  const double ab = s.alpha_bar(t), abp = s.alpha_bar(next);
+  const double alpha = ab / abp, beta = 1 - alpha;
+  SamplerRow row = prediction_row(s, c, t);
+  clip(row, c);
+  row.x_x0 = static_cast<float>(std::sqrt(abp) * beta / (1 - ab));
+  row.x_x = static_cast<float>(std::sqrt(alpha) * (1 - abp) / (1 - ab));
+  const double variance = c.variance_type == VarianceType::kFixedLarge
+                              ? beta
+                              : std::max((1 - abp) / (1 - ab) * beta, 1e-20);
+  if (t > 0) row.x_z = static_cast<float>(std::sqrt(variance));
+  return row;
+}
+
+// x' = sqrt(abp) clip(x0) + sqrt(1 - abp - sigma^2) eps + sigma z; eps is the network's own, not
+// the one that would fit the clipped x0.
+SamplerRow ddim_row(const Schedule& s, const SchedulerConfig& c, int t, int next, double eta) {
+  const double ab = s.alpha_bar(t), abp = s.alpha_bar(next);
+  const double sigma = eta * std::sqrt((1 - abp) / (1 - ab) * (1 - ab / abp));
+  const double direction = std::sqrt(std::max(1 - abp - sigma * sigma, 0.0));
+  const Mix epsilon = epsilon_mix(c.prediction_type, ab);
+  SamplerRow row = prediction_row(s, c, t);
+  clip(row, c);
+  row.x_x0 = static_cast<float>(std::sqrt(abp));
+  row.x_x = static_cast<float>(direction * epsilon.x);
+  row.x_out = static_cast<float>(direction * epsilon.out);
+  row.x_z = static_cast<float>(sigma);
+  return row;
+}
+
+// With h = lambda_next - lambda_t and r = (lambda_t - lambda_before) / h:
+// x' = (sigma_next / sigma_t) x + alpha_next (1 - e^-h) (x0 + (x0 - previous) / (2 r)).
+// The first row has no previous; the last ends at noise 0, where the formula is x' = x0.
+SamplerRow dpmpp2m_row(const Schedule& s, const SchedulerConfig& c, std::optional<int> before,
+                       int t, int next) {
+  SamplerRow row = prediction_row(s, c, t);
+  if (next < 0) {
+    row.x_x0 = 1;
+    return row;
+  }
+  const double ab = s.alpha_bar(t), abn = s.alpha_bar(next);
+  const double lambda = half_log_snr(ab);
+  const double h = half_log_snr(abn) - lambda;
+  const double weight = std::sqrt(abn) * -std::expm1(-h);
+  row.x_x = static_cast<float>(std::sqrt((1 - abn) / (1 - ab)));
+  double history = 0;
+  if (before) history = h / (2 * (lambda - half_log_snr(s.alpha_bar(*before))));
+  row.x_x0 = static_cast<float>(weight * (1 + history));
+  row.x_previous = static_cast<float>(-weight * history);
+  return row;
+}
+
+std::vector<SamplerRow> sampler_rows(const Schedule& s, const SchedulerConfig& c,
+                                     const SamplerOptions& o) {
+  if (!(o.eta >= 0 && o.eta <= 1)) fail(Status::kUsage, "eta %g: use 0 to 1", o.eta);
+  if (o.eta != 0 && o.kind != SamplerKind::kDdim)
+    fail(Status::kUsage, "eta %g: sampler %s has no eta; use it with ddim only", o.eta,
+         name_of(o.kind).c_str());
+  const Spacing usual = o.kind == SamplerKind::kDpmpp2m ? Spacing::kLinspace : Spacing::kLeading;
+  const int steps = o.steps.value_or(default_steps(o.kind, s.timesteps()));
+  const std::vector<int> list =
+      sampler_timesteps(o.kind, o.spacing.value_or(usual), steps, s.timesteps());
+  std::vector<SamplerRow> rows;
+  std::optional<int> before;
+  for (size_t i = 0; i < list.size(); ++i) {
+    const int t = list[i], next = i + 1 < list.size() ? list[i + 1] : -1;
+    switch (o.kind) {
+      case SamplerKind::kDdpm:
+        rows.push_back(ddpm_row(s, c, t, next));
+        break;
+      case SamplerKind::kDdim:
+        rows.push_back(ddim_row(s, c, t, next, o.eta));
+        break;
+      case SamplerKind::kDpmpp2m:
+        rows.push_back(dpmpp2m_row(s, c, before, t, next));
+        break;
+    }
+    before = t;
+  }
+  return rows;
+}
+
+}  // namespace ddpm

@@ -1,0 +1,79 @@
+#include "model/schedule.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+namespace ddpm {
+namespace {
+
+// Point i of n evenly spaced ones from start to end, both included.
+double spaced(double start, double end, int i, int n) {
+  return start + (end - start) * i / (n - 1);
+}
+
+// Cosine schedule of Nichol & Dhariwal 2021: alpha-bar follows cos^2, each beta is at most 0.999.
+double cosine_beta(int i, int n) {
+  const auto f = [n](int k) {
+    const double c = std::cos((static_cast<double>(k) / n + 0.008) / 1.008 * std::numbers::pi / 2);
+    return c * c;
+  };
+  return std::min(1 - f(i + 1) / f(i), 0.999);
+}
+
+double beta_at(const SchedulerConfig& c, int i) {
+  switch (c.beta_schedule) {
+    case BetaSchedule::kLinear:
+      return spaced(c.beta_start, c.beta_end, i, c.num_train_timesteps);
+    case BetaSchedule::kScaledLinear: {
+      const double root =
+          spaced(std::sqrt(c.beta_start), std::sqrt(c.beta_end), i, c.num_train_timesteps);
+      return root * root;
+    }
+    case BetaSchedule::kSquaredcosCapV2:
+      return cosine_beta(i, c.num_train_timesteps);
+  }
+  fail(Status::kBug, "unknown beta schedule %d", static_cast<int>(c.beta_schedule));
+}
+
+}  // namespace
+
+Schedule::Schedule(const SchedulerConfig& config) {
+  // Below this 1/sqrt(ab) is no longer a number that fp32 arithmetic can use.
+  constexpr double kLeastSignal = 1e-24;
+  const int count = config.num_train_timesteps;
+  DDPM_CHECK(count >= 2, "a schedule of %d timesteps", count);
+  double product = 1;
+  for (int t = 0; t < count; ++t) {
+    const double b = beta_at(config, t);
+    abp.push_back(product);
+    product *= 1 - b;
+    if (!(product < abp.back()) || !(product >= kLeastSignal))
+      fail(Status::kConfig,
+           "scheduler: beta %g at timestep %d of %d makes alpha-bar %g; it must fall at every "
+           "timestep and stay above %g: use other betas or another num_train_timesteps",
+           b, t, count, product, kLeastSignal);
+    beta.push_back(b);
+    ab.push_back(product);
+  }
+  for (size_t t = 0; t < beta.size(); ++t) {
+    const double noise = 1 - ab[t];
+    sqrt_ab.push_back(std::sqrt(ab[t]));
+    sqrt_1mab.push_back(std::sqrt(noise));
+    log_1mab.push_back(std::log(noise));
+    sqrt_recip.push_back(std::sqrt(1 / ab[t]));
+    sqrt_recipm1.push_back(std::sqrt(1 / ab[t] - 1));
+    snr.push_back(ab[t] / noise);
+    post_var.push_back(beta[t] * (1 - abp[t]) / noise);
+    coef1.push_back(beta[t] * std::sqrt(abp[t]) / noise);
+    coef2.push_back((1 - abp[t]) * std::sqrt(1 - beta[t]) / noise);
+  }
+  for (size_t t = 0; t < beta.size(); ++t)
+    posterior_log_variance_clipped.push_back(std::log(post_var[std::max<size_t>(t, 1)]));
+}
+
+NoiseDesc Schedule::noise_desc(const Shape& x) const {
+  return {x, {sqrt_ab.begin(), sqrt_ab.end()}, {sqrt_1mab.begin(), sqrt_1mab.end()}};
+}
+
+}  // namespace ddpm

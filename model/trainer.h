@@ -1,0 +1,56 @@
+// Training: one prepared list of steps over a data set resident in the backend's memory.
+#pragma once
+
+#include <memory>
+
+#include "engine/dataset.h"
+#include "engine/executor.h"
+#include "engine/param_store.h"
+#include "model/config.h"
+
+namespace ddpm {
+
+struct TrainerOptions {
+  int batch_size = 1;
+  bool flip = false;
+  AdamDesc adam;  // count is set by the trainer
+  bool activate_zero_layers = false;  // Params::activate_zero_layers(), for benchmarks
+  ExecutorOptions executor;
+};
+
+class Trainer {
+ public:
+  // The data set's images must have the model's size. Weights are zero until initialize() or a
+  // checkpoint's load.
+  Trainer(Backend& backend, const UNetConfig& unet, const SchedulerConfig& scheduler,
+          const TrainerOptions& options, Dataset data);
+
+  // Fresh weights, step 0.
+  void initialize(uint64_t seed);
+  // One update. What went wrong stands in the state, which is read when it is wanted.
+  void step() { executor_->step(); }
+
+  StepState state() const { return executor_->state(); }
+  void set_state(const StepState& s) { executor_->set_state(s); }
+  ParamStore& store() { return *store_; }
+  const ParamStore& store() const { return *store_; }
+  Executor& executor() { return *executor_; }
+  // Parameter arenas, activations, data set.
+  size_t bytes() const { return store_->bytes() + executor_->bytes(); }
+
+ private:
+  std::unique_ptr<ParamStore> store_;
+  std::unique_ptr<Executor> executor_;
+};
+
+// The graph of a training step, as Trainer runs it: images U8 (count,H,W,C) and labels I32 (count)
+// are persistent tensors of that name.
+struct TrainingGraph {
+  Graph graph;
+  Tensor images, labels;
+};
+TrainingGraph build_training_graph(Backend& backend, const UNetConfig& unet,
+                                   const SchedulerConfig& scheduler, const TrainerOptions& options,
+                                   int64_t image_count);
+
+}  // namespace ddpm

@@ -1,0 +1,199 @@
+// A backend that computes nothing and writes down everything: what a device with memory of its own,
+// and fused convolutions, would be asked. Its memory cannot be read or written by the host.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/backend.h"
+
+namespace ddpm::test {
+
+class RecordingBackend final : public Backend {
+ public:
+  struct Options {
+    bool fused_convolution = true;
+  };
+  struct Event {
+    std::string what;                   // an op, or "allocate", "upload", "download", "fill"
+    std::vector<const void*> pointers;  // reads, then writes, then the workspace
+    friend bool operator==(const Event&, const Event&) = default;
+  };
+
+  RecordingBackend() = default;
+  explicit RecordingBackend(const Options& o) : options_(o) {}
+
+  std::vector<Event> take_events() { return std::exchange(*events_, {}); }
+
+  std::string name() const override { return "recording"; }
+  std::string description() const override { return "recording"; }
+  std::string numerics() const override { return "none"; }
+
+  std::unique_ptr<Memory> allocate(size_t bytes) override {
+    note("allocate");
+    return std::make_unique<SealedMemory>(bytes);
+  }
+  void upload(void* to, const void*, size_t) override { note("upload", {to}); }
+  void download(void*, const void* from, size_t) override { note("download", {from}); }
+  void fill(void* to, uint8_t, size_t) override { note("fill", {to}); }
+  void synchronize() override { note("synchronize"); }
+
+  size_t packed_bytes(const ConvDesc&, ConvPass) const override { return 0; }
+  Call conv_pack(const ConvDesc&, ConvPass, In, Out) override {
+    fail(Status::kBug, "nothing is packed here");
+  }
+  std::optional<Call> conv_forward(const ConvDesc& d, const ConvSlots& s, Out y,
+                                   Out statistics) override {
+    if (!options_.fused_convolution && !epilogue_only(d)) return std::nullopt;
+    return call("conv_forward",
+                {s.x, s.x2, s.scale_shift, s.filter, s.bias, s.sample_bias, s.residual, s.shortcut,
+                 s.shortcut2, s.shortcut_filter, s.shortcut_bias, s.state},
+                {y, d.statistics ? statistics : Out{}}, 4096);
+  }
+  std::optional<Call> conv_dgrad(const ConvDesc&, const ConvSlots& s, In dy, Out dx,
+                                 Write) override {
+    return call("conv_dgrad", {s.filter, dy}, {dx}, 4096);
+  }
+  std::optional<Call> conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
+                                 Write) override {
+    if (!options_.fused_convolution && !epilogue_only(d)) return std::nullopt;
+    return call("conv_wgrad", {s.x, s.x2, s.scale_shift, s.state, dy}, {dfilter}, 4096);
+  }
+  Call gemm(const GemmDesc&, In a, In b, In bias, In residual, Out c, Write) override {
+    return call("gemm", {a, b, bias, residual}, {c});
+  }
+  Call channel_stats(const StatsDesc&, In x, Out stats) override {
+    return call("channel_stats", {x}, {stats});
+  }
+  Call pixel_sum(const Shape&, In x, Out sums, int, int) override {
+    return call("pixel_sum", {x}, {sums});
+  }
+  Call row_sum(int, int, int, int, In x, Out sums, Write) override {
+    return call("row_sum", {x}, {sums});
+  }
+  Call group_norm_scale_shift(const GroupNormDesc&, In stats, In stats2, In gamma, In beta,
+                              Out scale_shift, Out mean_rstd) override {
+    return call("group_norm_scale_shift", {stats, stats2, gamma, beta}, {scale_shift, mean_rstd});
+  }
+  Call group_norm_apply(const GroupNormDesc&, In x, In x2, In scale_shift, In state,
+                        Out y) override {
+    return call("group_norm_apply", {x, x2, scale_shift, state}, {y});
+  }
+  Call group_norm_backward(const GroupNormDesc&, In x, In x2, In scale_shift, In mean_rstd,
+                           In gamma, In state, In dy, Out dx, Write, Out dx2, Write, Out dgamma,
+                           Out dbeta, Write) override {
+    return call("group_norm_backward", {x, x2, scale_shift, mean_rstd, gamma, state, dy},
+                {dx, dx2, dgamma, dbeta}, 4096);
+  }
+  Call attention_forward(const AttentionDesc&, In qkv, Out o, Out lse) override {
+    return call("attention_forward", {qkv}, {o, lse});
+  }
+  Call attention_backward(const AttentionDesc&, In qkv, In o, In lse, In d_o, Out dqkv) override {
+    return call("attention_backward", {qkv, o, lse, d_o}, {dqkv}, 4096);
+  }
+  Call silu(int64_t, In x, Out y) override { return call("silu", {x}, {y}); }
+  Call silu_backward(int64_t, In x, In dy, Out dx, Write) override {
+    return call("silu_backward", {x, dy}, {dx});
+  }
+  Call copy(int64_t, In x, Out y, Write) override { return call("copy", {x}, {y}); }
+  Call concat(const Shape&, int, In x, In x2, Out y) override {
+    return call("concat", {x, x2}, {y});
+  }
+  Call split(const Shape&, int, In dy, Out dx, Write, Out dx2, Write) override {
+    return call("split", {dy}, {dx, dx2});
+  }
+  Call upsample(const Shape&, In x, Out y) override { return call("upsample", {x}, {y}); }
+  Call upsample_backward(const Shape&, In dy, Out dx, Write) override {
+    return call("upsample_backward", {dy}, {dx});
+  }
+  Call embedding(int, int, int, In table, In index, Out y, Write) override {
+    return call("embedding", {table, index}, {y});
+  }
+  Call embedding_backward(int, int, int, In index, In dy, Out dtable, Write) override {
+    return call("embedding_backward", {index, dy}, {dtable});
+  }
+  Call time_embedding(const TimeEmbeddingDesc&, In t, Out y) override {
+    return call("time_embedding", {t}, {y});
+  }
+  Call gather_images(const GatherDesc&, In images, In labels, In state, Out x0,
+                     Out batch_labels) override {
+    return call("gather_images", {images, labels, state}, {x0, batch_labels});
+  }
+  Call draw_timesteps(int, int, In state, Out t) override {
+    return call("draw_timesteps", {state}, {t});
+  }
+  Call draw_noise(const Shape&, Purpose, In state, Out noise) override {
+    return call("draw_noise", {state}, {noise});
+  }
+  Call q_sample(const NoiseDesc&, In x0, In t, In noise, Out x_t) override {
+    return call("q_sample", {x0, t, noise}, {x_t});
+  }
+  Call mse_loss(const Shape&, In prediction, In target, Out sample_loss, Out d_prediction,
+                Out state) override {
+    return call("mse_loss", {prediction, target}, {sample_loss, d_prediction, state});
+  }
+  Call grad_norm(int64_t, In gradients, Out state) override {
+    return call("grad_norm", {gradients}, {state});
+  }
+  Call adam_ema(const AdamDesc&, In gradients, Out weights, Out m, Out v, Out ema,
+                Out state) override {
+    return call("adam_ema", {gradients}, {weights, m, v, ema, state});
+  }
+  Call advance_state(Out state) override { return call("advance_state", {}, {state}); }
+  Call sampler_timestep(int, In rows, In state, Out t) override {
+    return call("sampler_timestep", {rows, state}, {t});
+  }
+  Call sampler_update(const Shape&, In rows, In out, Out x, Out previous, Out state) override {
+    return call("sampler_update", {rows, out}, {x, previous, state});
+  }
+  Call image_to_uint8(int64_t, In x, Out y) override { return call("image_to_uint8", {x}, {y}); }
+
+ private:
+  // Address space without access: a host read or write of it ends the test.
+  class SealedMemory final : public Memory {
+   public:
+    explicit SealedMemory(size_t bytes) : size_(bytes) {
+      data_ = mmap(nullptr, bytes + 1, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (data_ == MAP_FAILED) fail(Status::kMemory, "mmap of %zu bytes", bytes);
+    }
+    ~SealedMemory() override { munmap(data_, size_ + 1); }
+    void* data() const override { return data_; }
+    size_t size() const override { return size_; }
+
+   private:
+    void* data_;
+    size_t size_;
+  };
+
+  static bool epilogue_only(const ConvDesc& d) {
+    ConvDesc rest = d;
+    rest.residual = false;
+    rest.sample_bias_stride = 0;
+    return rest.plain();
+  }
+
+  void note(const char* what, std::vector<const void*> pointers = {}) {
+    events_->push_back({what, std::move(pointers)});
+  }
+
+  Call call(const char* op, std::vector<In> reads, std::vector<Out> writes, size_t workspace = 0) {
+    Call c{op, std::move(reads), std::move(writes), workspace, {}};
+    c.run = [events = events_, op, reads = c.reads, writes = c.writes, workspace](const Run& r) {
+      Event e{op, {}};
+      for (In in : reads) e.pointers.push_back(r.in<void>(in));
+      for (Out out : writes) e.pointers.push_back(r.out<void>(out));
+      if (workspace > 0) e.pointers.push_back(r.workspace);
+      events->push_back(std::move(e));
+    };
+    return c;
+  }
+
+  Options options_;
+  std::shared_ptr<std::vector<Event>> events_ = std::make_shared<std::vector<Event>>();
+};
+
+}  // namespace ddpm::test

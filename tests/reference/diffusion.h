@@ -1,0 +1,75 @@
+// Batches, noising, sampler rows and 8-bit images in double, one element at a time.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/desc.h"
+#include "kernels/philox.h"
+#include "kernels/step_state.h"
+
+namespace ddpm::ref {
+
+struct Batch {
+  std::vector<double> x0;      // (N,H,W,C)
+  std::vector<int32_t> index;  // (N), which image stands in which slot
+};
+
+inline Batch gather_images(const GatherDesc& d, const std::vector<uint8_t>& images,
+                           const StepState& s) {
+  Batch batch;
+  const int h = d.batch.h, w = d.batch.w, c = d.batch.c;
+  for (int n = 0; n < d.batch.n; ++n) {
+    const auto position = s.step * static_cast<uint64_t>(d.batch.n) + static_cast<uint64_t>(n);
+    const auto count = static_cast<uint64_t>(d.count);
+    const auto epoch = static_cast<uint32_t>(position / count);
+    const auto index = static_cast<int32_t>(permute(position % count, count, s.seed, epoch));
+    RandomStream stream{.seed = s.seed, .purpose = Purpose::kFlip};
+    stream.sample = static_cast<uint64_t>(n);
+    stream.step = static_cast<uint32_t>(s.step);
+    const bool flip = d.flip && stream.block(0)[0] % 2 == 1;
+    for (int i = 0; i < h; ++i)
+      for (int j = 0; j < w; ++j)
+        for (int k = 0; k < c; ++k) {
+          const int from = flip ? w - 1 - j : j;
+          const size_t at = static_cast<size_t>(((int64_t{index} * h + i) * w + from) * c + k);
+          batch.x0.push_back(images[at] / 127.5 - 1);
+        }
+    batch.index.push_back(index);
+  }
+  return batch;
+}
+
+inline std::vector<double> q_sample(const NoiseDesc& d, const std::vector<double>& x0,
+                                    const std::vector<int32_t>& t,
+                                    const std::vector<double>& noise) {
+  std::vector<double> x_t(x0.size());
+  const size_t size = x0.size() / t.size();
+  for (size_t i = 0; i < x0.size(); ++i) {
+    const auto step = static_cast<size_t>(t[i / size]);
+    x_t[i] = double{d.sqrt_ab[step]} * x0[i] + double{d.sqrt_1mab[step]} * noise[i];
+  }
+  return x_t;
+}
+
+// x becomes x', previous becomes x0.
+inline void sampler_row(const SamplerRow& r, const std::vector<double>& out,
+                        const std::vector<double>& z, std::vector<double>& x,
+                        std::vector<double>& previous) {
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double raw = r.x0_x * x[i] + r.x0_out * out[i];
+    const double x0 = std::clamp(raw, -double{r.clip}, double{r.clip});
+    double sum = r.x_x * x[i] + r.x_x0 * x0 + r.x_out * out[i];
+    if (r.x_previous != 0) sum += r.x_previous * previous[i];
+    if (r.x_z != 0) sum += r.x_z * z[i];
+    x[i] = sum;
+    previous[i] = x0;
+  }
+}
+
+// Before the floor: the exact place between two values.
+inline double to_uint8(double x) { return std::clamp((x + 1) * 127.5, 0.0, 255.0) + 0.5; }
+
+}  // namespace ddpm::ref

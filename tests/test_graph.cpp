@@ -1,0 +1,180 @@
+// Graphs of every preset on a backend that only records: names and counts of parameters, one arena,
+// nothing but device work in a step, and a plan whose tensors never lose their bytes.
+#include <catch2/catch.hpp>
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "engine/executor.h"
+#include "engine/ops.h"
+#include "model/generator.h"
+#include "model/presets.h"
+#include "model/trainer.h"
+#include "tests/recording_backend.h"
+
+using namespace ddpm;
+using test::RecordingBackend;
+
+namespace {
+
+TrainingGraph training_graph(Backend& backend, const Preset& p, int batch) {
+  TrainerOptions o;
+  o.batch_size = batch;
+  UNetConfig unet = p.unet;
+  unet.dropout = p.train.dropout;
+  return build_training_graph(backend, unet, p.scheduler, o, 64);
+}
+
+// Follows which tensor owns each 64-byte line of the arena: a step that reads a tensor must find
+// the lines its writer left.
+void check_plan(const Graph& g, const Plan& plan) {
+  std::vector<int> owner(plan.bytes / 64, -1);
+  const auto lines = [&](const Placement& p, auto&& f) {
+    for (size_t i = p.offset / 64; i < (p.offset + p.bytes) / 64; ++i) f(owner.at(i));
+  };
+  for (size_t s = 0; s < g.steps().size(); ++s) {
+    const Call& call = g.steps()[s].call;
+    const Placement& workspace = plan.workspaces[s];
+    const int workspace_id = -2 - static_cast<int>(s);
+    if (workspace.bytes > 0) lines(workspace, [&](int& o) { o = workspace_id; });
+    bool intact = true;
+    for (In in : call.reads) {
+      if (!in || g.info({in.slot}).kind != TensorKind::kPlanned) continue;
+      lines(plan.tensors[static_cast<size_t>(in.slot)], [&](int& o) { intact &= o == in.slot; });
+    }
+    for (Out out : call.writes) {
+      if (!out || g.info({out.slot}).kind != TensorKind::kPlanned) continue;
+      lines(plan.tensors[static_cast<size_t>(out.slot)], [&](int& o) { o = out.slot; });
+    }
+    // Written tensors must not lie over what the step reads or works in.
+    for (In in : call.reads) {
+      if (!in || g.info({in.slot}).kind != TensorKind::kPlanned) continue;
+      lines(plan.tensors[static_cast<size_t>(in.slot)], [&](int& o) { intact &= o == in.slot; });
+    }
+    if (workspace.bytes > 0) lines(workspace, [&](int& o) { intact &= o == workspace_id; });
+    INFO(g.steps()[s].scope << ":" << call.op);
+    REQUIRE(intact);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("graph: parameters of the presets", "[graph]") {
+  RecordingBackend backend;
+  const std::map<std::string, int64_t> known{{"cifar10", 35746307}, {"celebahq256", 113673219},
+                                             {"lsun256", 113673219}};
+  for (const Preset& p : presets()) {
+    const TrainingGraph t = training_graph(backend, p, 2);
+    INFO(p.name);
+    const auto expected = known.find(p.name);
+    if (expected != known.end())
+      CHECK(t.graph.params().count() == expected->second);
+    else
+      CHECK(t.graph.params().count() <= 2'000'000);
+    if (p.name == "cifar10") CHECK(t.graph.macs() == 2 * int64_t{6221892608});
+    std::set<std::string> keys;
+    for (const CheckpointTensor& c : checkpoint_tensors(t.graph.params())) keys.insert(c.key);
+    if (p.name == "cifar10") CHECK(keys.size() == 328);
+    if (p.name == "celebahq256") CHECK(keys.size() == 450);
+    CHECK(keys.contains("mid_block.attentions.0.to_q.weight"));
+    CHECK(keys.contains("up_blocks.0.resnets.1.conv_shortcut.bias"));
+    CHECK(keys.contains("mid_block.resnets.1.time_emb_proj.weight"));
+  }
+}
+
+TEST_CASE("graph: a step is device work with the same arguments every time", "[graph]") {
+  for (bool fused : {true, false}) {
+    for (const Preset& p : presets()) {
+      RecordingBackend backend(RecordingBackend::Options{.fused_convolution = fused});
+      TrainingGraph t = training_graph(backend, p, 4);
+      ParamStore store(backend, t.graph.params(),
+                       {Arena::kWeights, Arena::kGradients, Arena::kM, Arena::kV, Arena::kEma});
+      Executor executor(std::move(t.graph), store.arenas());
+      backend.take_events();
+      executor.step();
+      const auto first = backend.take_events();
+      executor.step();
+      INFO(p.name << (fused ? " fused" : " composed"));
+      CHECK(first.size() == executor.graph().steps().size());
+      CHECK(backend.take_events() == first);
+      const std::set<std::string> host{"allocate", "upload", "download", "fill", "synchronize"};
+      CHECK(std::none_of(first.begin(), first.end(),
+                         [&](const auto& e) { return host.contains(e.what); }));
+      const auto count = [&](const std::string& op) {
+        return std::count_if(first.begin(), first.end(),
+                             [&](const auto& e) { return e.what == op; });
+      };
+      // A backend that fuses is never asked to write an activation out, except for q, k and v.
+      if (fused) CHECK(count("concat") == 0);
+      if (fused && p.name == "cifar10") CHECK(count("group_norm_apply") == 2 * 6);
+      // Convolutions give their own statistics; the five attention outputs that are normed do not.
+      if (fused && p.name == "cifar10") CHECK(count("channel_stats") == 5);
+    }
+  }
+}
+
+TEST_CASE("graph: sampling steps are device work too", "[graph]") {
+  for (const Preset& p : presets()) {
+    RecordingBackend backend;
+    SamplingGraph s = build_sampling_graph(backend, p.unet, 1000, 2, 50);
+    ParamStore store(backend, s.graph.params(), {Arena::kWeights});
+    Executor executor(std::move(s.graph), store.arenas());
+    backend.take_events();
+    executor.step();
+    const auto first = backend.take_events();
+    executor.step();
+    CHECK(backend.take_events() == first);
+    CHECK(first.size() == executor.graph().steps().size());
+  }
+}
+
+TEST_CASE("plan: close to the bound, and every read finds what was written", "[plan]") {
+  for (bool fused : {true, false}) {
+    for (const Preset& p : presets()) {
+      RecordingBackend backend(RecordingBackend::Options{.fused_convolution = fused});
+      for (int batch : {1, 8}) {
+        const TrainingGraph t = training_graph(backend, p, batch);
+        const Plan plan = make_plan(t.graph.tensors(), t.graph.steps());
+        INFO(p.name << " training, batch " << batch << ", " << plan.bytes << " bytes over "
+                    << plan.lower_bound);
+        CHECK(static_cast<double>(plan.bytes) <= 1.02 * static_cast<double>(plan.lower_bound));
+        if (plan.bytes > (size_t{1} << 29)) continue;  // following every line would take seconds
+        check_plan(t.graph, plan);
+        const SamplingGraph s = build_sampling_graph(backend, p.unet, 1000, batch, 10);
+        check_plan(s.graph, make_plan(s.graph.tensors(), s.graph.steps()));
+      }
+    }
+  }
+}
+
+TEST_CASE("plan: a read before any write is refused", "[plan]") {
+  RecordingBackend backend;
+  Graph g(backend, Mode::kInference);
+  const Tensor x = g.tensor({1, 1, 1, 4}), y = g.tensor({1, 1, 1, 4});
+  g.add(backend.silu(4, x, y));
+  CHECK_THROWS_WITH(make_plan(g.tensors(), g.steps()), Catch::Contains("before it is written"));
+}
+
+TEST_CASE("graph: gradients close in the order of the arena", "[graph]") {
+  RecordingBackend backend;
+  const TrainingGraph t = training_graph(backend, find_preset("cifar10"), 2);
+  const Graph& g = t.graph;
+  std::vector<int> last_write(g.params().all().size(), -1);
+  for (size_t s = 0; s < g.steps().size(); ++s)
+    for (Out out : g.steps()[s].call.writes) {
+      if (!out) continue;
+      const TensorSpec& info = g.info({out.slot});
+      if (info.kind == TensorKind::kArena && info.arena == Arena::kGradients && info.param >= 0)
+        last_write[static_cast<size_t>(info.param)] = static_cast<int>(s);
+    }
+  // Arena order is reverse definition order; a gradient is done at most a few steps after its
+  // neighbours, so that buckets of them close one after the other.
+  int latest = 0, inversions = 0;
+  for (size_t i = last_write.size(); i-- > 0;) {
+    REQUIRE(last_write[i] >= 0);
+    if (last_write[i] < latest - 12) ++inversions;
+    latest = std::max(latest, last_write[i]);
+  }
+  CHECK(inversions == 0);
+}

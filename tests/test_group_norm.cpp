@@ -1,0 +1,310 @@
+// Group norm of a backend, statistics to gradients, against the reference.
+#include <catch2/catch.hpp>
+
+#include "tests/reference/difference.h"
+#include "tests/reference/group_norm.h"
+#include "tests/reference/resample.h"
+#include "tests/support.h"
+
+using namespace ddpm;
+using test::random_values;
+using test::relative_error;
+using test::to_double;
+
+namespace {
+
+struct Case {
+  Shape x;
+  int c2, groups;
+};
+const std::vector<Case> kCases = {
+    {{1, 1, 1, 2}, 0, 1},      {{1, 2, 1, 3}, 0, 1},     {{2, 3, 3, 3}, 0, 3},
+    {{1, 5, 3, 5}, 0, 5},      {{2, 4, 4, 20}, 0, 4},    {{1, 7, 7, 33}, 0, 11},
+    {{3, 4, 4, 32}, 0, 32},    {{2, 8, 8, 32}, 0, 8},    {{1, 9, 8, 64}, 0, 32},
+    {{2, 16, 16, 16}, 0, 4},   {{1, 13, 11, 48}, 0, 6},  {{5, 2, 2, 96}, 0, 32},
+    {{1, 1, 67, 12}, 0, 2},    {{1, 129, 1, 6}, 0, 2},   {{4, 4, 4, 128}, 0, 32},
+    {{1, 3, 3, 515}, 0, 5},    {{1, 2, 2, 1056}, 0, 32}, {{9, 1, 2, 24}, 0, 3},
+    {{1, 4, 4, 256}, 128, 32}, {{2, 3, 5, 4}, 2, 3},     {{1, 1, 1, 1}, 1, 1},
+    {{2, 4, 4, 5}, 7, 4},      {{1, 8, 9, 32}, 16, 8},   {{3, 5, 5, 17}, 16, 11},
+    {{1, 11, 6, 64}, 32, 32},  {{2, 2, 2, 3}, 13, 2},    {{1, 2, 3, 600}, 40, 20},
+    {{2, 9, 9, 20}, 20, 8},    {{7, 2, 2, 48}, 48, 16},  {{1, 17, 5, 1}, 7, 2},
+    {{1, 2, 2, 24}, 620, 4},   {{2, 10, 7, 12}, 0, 1}};
+
+// Everything of one group norm, and its truth.
+struct Problem {
+  GroupNormDesc desc;
+  StepState state{.seed = 0x123456789ABCDEF0, .step = (uint64_t{1} << 32) + 77};
+  std::vector<float> x, x2, gamma, beta, dy, before, before2, before_gamma, before_beta;
+  ref::Vector all, factor;
+
+  explicit Problem(const GroupNormDesc& d, float scale = 1, float offset = 0.3f)
+      : desc(d),
+        x(random_values(d.x.count(), 1, scale, offset)),
+        x2(random_values(d.shape().count() - d.x.count(), 2, scale, offset)),
+        gamma(random_values(d.c(), 3, 1, 1)),
+        beta(random_values(d.c(), 4)),
+        dy(random_values(d.shape().count(), 5)),
+        before(random_values(static_cast<int64_t>(x.size()), 6)),
+        before2(random_values(static_cast<int64_t>(x2.size()), 7)),
+        before_gamma(random_values(d.c(), 8)),
+        before_beta(random_values(d.c(), 9)) {
+    all = d.c2 > 0 ? ref::concat(d.x, d.c2, to_double(x), to_double(x2)) : to_double(x);
+    if (d.dropout.p > 0) factor = ref::dropout_factor(d.shape(), d.dropout, state.seed, state.step);
+  }
+  ref::GroupNorm truth() const {
+    return ref::group_norm(desc, all, to_double(gamma), to_double(beta), factor);
+  }
+  ref::GroupNormGradient gradient() const {
+    return ref::group_norm_backward(desc, all, to_double(gamma), to_double(beta), factor,
+                                    to_double(dy));
+  }
+};
+
+struct Result {
+  std::vector<float> mean_rstd, y, dx, dx2, dgamma, dbeta;
+};
+
+// Statistics, scale and shift, apply and backward, in a row.
+Result run(Backend& backend, const Problem& t, Write write = Write::kOverwrite,
+           Write write2 = Write::kOverwrite, Write write_parameters = Write::kOverwrite,
+           bool in_place = false) {
+  const GroupNormDesc& d = t.desc;
+  const int64_t n = d.x.n;
+  test::Bench b(backend);
+  const auto destination = [&](const std::vector<float>& before, Write w) {
+    return w == Write::kAccumulate ? b.inout(before) : b.out(static_cast<int64_t>(before.size()));
+  };
+  const In x = b.in(t.x), gamma = b.in(t.gamma), beta = b.in(t.beta), dy = b.in(t.dy);
+  const In x2 = d.c2 > 0 ? b.in(t.x2) : In{};
+  const In state = d.dropout.p > 0 ? b.state(t.state) : In{};
+  const StatsDesc sd{d.x, d.tile}, sd2{{d.x.n, d.x.h, d.x.w, d.c2}, d.tile};
+  const Out stats = b.out(sd.count()), stats2 = d.c2 > 0 ? b.out(sd2.count()) : Out{};
+  const Out scale_shift = b.out(n * d.c() * 2), mean_rstd = b.out(n * d.groups * 2);
+  const Out y = b.out(d.shape().count());
+  b.run(backend.channel_stats(sd, x, stats));
+  if (d.c2 > 0) b.run(backend.channel_stats(sd2, x2, stats2));
+  const Call merge = backend.group_norm_scale_shift(d, {stats.slot}, {stats2.slot}, gamma, beta,
+                                                    scale_shift, mean_rstd);
+  CHECK(merge.reads.size() == (d.c2 > 0 ? 4u : 3u));
+  b.run(merge);
+  b.run(backend.group_norm_apply(d, x, x2, {scale_shift.slot}, state, y));
+
+  const Out dx = in_place ? Out{dy.slot} : destination(t.before, write);
+  const Out dx2 = d.c2 > 0 ? destination(t.before2, write2) : Out{};
+  const Out dgamma = destination(t.before_gamma, write_parameters);
+  const Out dbeta = destination(t.before_beta, write_parameters);
+  b.run(backend.group_norm_backward(d, x, x2, {scale_shift.slot}, {mean_rstd.slot}, gamma, state,
+                                    dy, dx, write, dx2, write2, dgamma, dbeta, write_parameters));
+  return {b.get(mean_rstd), b.get(y),    b.get(dx), d.c2 > 0 ? b.get(dx2) : std::vector<float>{},
+          b.get(dgamma),    b.get(dbeta)};
+}
+
+ref::Vector plus(ref::Vector a, const std::vector<float>& b, Write write) {
+  if (write == Write::kAccumulate)
+    for (size_t i = 0; i < a.size(); ++i) a[i] += static_cast<double>(b[i]);
+  return a;
+}
+
+GroupNormDesc desc_of(const Case& c, bool silu, float p) {
+  return {.x = c.x, .c2 = c.c2, .groups = c.groups, .silu = silu, .dropout = {p, 3}};
+}
+
+// Relative to the gradient, or to a tenth of its largest term, rstd dy: in a group of two values
+// the terms cancel to almost nothing.
+double dx_error(const std::vector<float>& got, const ref::Vector& expected, double rstd,
+                const std::vector<float>& dy) {
+  double difference = 0, norm = 0, direct = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    difference += std::pow(static_cast<double>(got[i]) - expected.at(i), 2);
+    norm += expected[i] * expected[i];
+  }
+  for (const float v : dy) direct += std::pow(0.1 * rstd * static_cast<double>(v), 2);
+  return std::sqrt(difference / std::max(norm, direct));
+}
+
+void check_gradients(const Problem& t, const Result& r, Write write, Write write2,
+                     Write write_parameters, double tolerance) {
+  const auto g = t.gradient();
+  const GroupNormDesc& d = t.desc;
+  const ref::Vector rstd = t.truth().rstd;
+  const double largest = *std::max_element(rstd.begin(), rstd.end());
+  const auto dx = ref::channels(d.shape(), g.dx, 0, d.x.c);
+  CHECK(dx_error(r.dx, plus(dx, t.before, write), largest, t.dy) <= tolerance);
+  if (d.c2 > 0) {
+    const auto dx2 = ref::channels(d.shape(), g.dx, d.x.c, d.c2);
+    CHECK(dx_error(r.dx2, plus(dx2, t.before2, write2), largest, t.dy) <= tolerance);
+  }
+  CHECK(relative_error(r.dgamma, plus(g.dgamma, t.before_gamma, write_parameters)) <= tolerance);
+  CHECK(relative_error(r.dbeta, plus(g.dbeta, t.before_beta, write_parameters)) <= tolerance);
+}
+
+}  // namespace
+
+TEST_CASE("group_norm: the reference's gradients are its finite differences", "[group_norm]") {
+  for (const bool silu : {false, true})
+    for (const float p : {0.0f, 0.3f}) {
+      const Problem t(desc_of({{2, 2, 3, 4}, 2, 3}, silu, p));
+      const auto gamma = to_double(t.gamma), beta = to_double(t.beta), dy = to_double(t.dy);
+      const auto loss = [&](const ref::Vector& x, const ref::Vector& g, const ref::Vector& b) {
+        return ref::dot(ref::group_norm(t.desc, x, g, b, t.factor).y, dy);
+      };
+      const auto g = t.gradient();
+      const auto by_x = [&](const ref::Vector& v) { return loss(v, gamma, beta); };
+      const auto by_gamma = [&](const ref::Vector& v) { return loss(t.all, v, beta); };
+      const auto by_beta = [&](const ref::Vector& v) { return loss(t.all, gamma, v); };
+      CHECK(relative_error(g.dx, ref::difference_gradient(by_x, t.all)) < 1e-7);
+      CHECK(relative_error(g.dgamma, ref::difference_gradient(by_gamma, gamma)) < 1e-7);
+      CHECK(relative_error(g.dbeta, ref::difference_gradient(by_beta, beta)) < 1e-7);
+    }
+}
+
+// Forward: five roundings. Backward: besides, sums of up to a thousand random signs in fp32 tiles,
+// and cancellation between the terms of dx where a group has few values.
+TEST_CASE("group_norm_apply: every shape, SiLU and dropout", "[group_norm]") {
+  const auto backend = make_cpu_backend({.threads = 2});
+  for (const Case& c : kCases)
+    for (const bool silu : {false, true})
+      for (const float p : {0.0f, 0.1f}) {
+        const Problem t(desc_of(c, silu, p));
+        INFO(to_string(c.x) << " and " << c.c2 << ", groups " << c.groups << " silu " << silu
+                            << " p " << p);
+        const Result r = run(*backend, t);
+        const auto truth = t.truth();
+        CHECK(relative_error(r.y, truth.y) <= 1e-6);
+        for (size_t i = 0; i < truth.mean.size(); ++i) {
+          CHECK(std::abs(r.mean_rstd[2 * i] - truth.mean[i]) <= 2e-7);
+          CHECK(r.mean_rstd[2 * i + 1] == Approx(truth.rstd[i]).epsilon(2e-6));
+        }
+        check_gradients(t, r, Write::kOverwrite, Write::kOverwrite, Write::kOverwrite, 5e-6);
+      }
+}
+
+TEST_CASE("group_norm_backward: every combination of write modes", "[group_norm]") {
+  const auto backend = make_cpu_backend({.threads = 2});
+  for (const Case& c : kCases)
+    for (int bits = 1; bits < 8; ++bits) {
+      const auto mode = [&](int bit) {
+        return bits >> bit & 1 ? Write::kAccumulate : Write::kOverwrite;
+      };
+      const Problem t(desc_of(c, true, bits & 1 ? 0.25f : 0.0f));
+      INFO(to_string(c.x) << " and " << c.c2 << ", groups " << c.groups << " modes " << bits);
+      const Result r = run(*backend, t, mode(0), mode(1), mode(2));
+      check_gradients(t, r, mode(0), mode(1), mode(2), 5e-6);
+    }
+}
+
+TEST_CASE("group_norm_backward: dx in the memory of dy", "[group_norm]") {
+  const auto backend = make_cpu_backend({.threads = 2});
+  const Problem t(desc_of({{2, 9, 8, 40}, 0, 8}, true, 0.1f));
+  const Result apart = run(*backend, t);
+  const Result in_place =
+      run(*backend, t, Write::kOverwrite, Write::kOverwrite, Write::kOverwrite, true);
+  CHECK((apart.dx == in_place.dx));
+  CHECK((apart.dgamma == in_place.dgamma));
+}
+
+// fp32 holds x itself to 6e-8 * 1000 of a deviation; the variance must not be worse.
+TEST_CASE("group_norm: a mean a thousand deviations from zero", "[group_norm]") {
+  const auto backend = make_cpu_backend({.threads = 2});
+  for (const float scale : {1e-2f, 1.0f, 1e4f})
+    for (const Case& c :
+         {Case{{2, 16, 16, 32}, 0, 8}, Case{{1, 13, 9, 20}, 4, 3}, Case{{1, 32, 32, 3}, 0, 1}}) {
+      const Problem t(desc_of(c, false, 0), 1.732f * scale, 1000 * scale);
+      INFO(to_string(c.x) << " scale " << scale);
+      const Result r = run(*backend, t);
+      const auto truth = t.truth();
+      for (size_t i = 0; i < truth.rstd.size(); ++i) {
+        const double rstd = static_cast<double>(r.mean_rstd[2 * i + 1]);
+        CHECK(std::abs(truth.rstd[i] * truth.rstd[i] / (rstd * rstd) - 1) <= 1e-5);
+      }
+      CHECK(relative_error(r.y, truth.y) <= 1e-4);
+      check_gradients(t, r, Write::kOverwrite, Write::kOverwrite, Write::kOverwrite, 1e-4);
+    }
+}
+
+TEST_CASE("group_norm: values of 1e4 and of 1e-4", "[group_norm]") {
+  const auto backend = make_cpu_backend({.threads = 2});
+  for (const float scale : {1e4f, 1e-4f}) {
+    const Problem t(desc_of({{2, 8, 8, 48}, 16, 8}, true, 0), scale, 0);
+    const Result r = run(*backend, t);
+    CHECK(relative_error(r.y, t.truth().y) <= 1e-6);
+    check_gradients(t, r, Write::kOverwrite, Write::kOverwrite, Write::kOverwrite, 5e-6);
+  }
+}
+
+TEST_CASE("group_norm: tiles of any size give the same statistics", "[group_norm]") {
+  const auto backend = make_cpu_backend({.threads = 2});
+  for (const int tile : {1, 5, 64, 1000}) {
+    GroupNormDesc d = desc_of({{2, 9, 9, 12}, 6, 6}, true, 0);
+    d.tile = tile;
+    const Problem t(d);
+    CHECK(relative_error(run(*backend, t).y, t.truth().y) <= 1e-6);
+  }
+}
+
+TEST_CASE("group_norm: an image's bits depend on neither batch nor threads", "[group_norm]") {
+  const Case whole{{5, 16, 16, 24}, 8, 4};
+  Problem t(desc_of(whole, true, 0));
+  const auto two = make_cpu_backend({.threads = 2}), three = make_cpu_backend({.threads = 3});
+  const Result all = run(*two, t);
+  const Result again = run(*three, t);
+  CHECK((all.y == again.y));
+  CHECK((all.dx == again.dx));
+  CHECK((all.dgamma == again.dgamma));
+  // The same tensors cut after the first image.
+  Problem first(desc_of({{1, 16, 16, 24}, 8, 4}, true, 0));
+  first.x.assign(t.x.begin(), t.x.begin() + static_cast<int64_t>(first.x.size()));
+  first.x2.assign(t.x2.begin(), t.x2.begin() + static_cast<int64_t>(first.x2.size()));
+  first.dy.assign(t.dy.begin(), t.dy.begin() + static_cast<int64_t>(first.dy.size()));
+  const Result one = run(*two, first);
+  CHECK(std::equal(one.y.begin(), one.y.end(), all.y.begin()));
+  CHECK(std::equal(one.dx.begin(), one.dx.end(), all.dx.begin()));
+  CHECK(std::equal(one.dx2.begin(), one.dx2.end(), all.dx2.begin()));
+}
+
+TEST_CASE("group_norm_apply: dropout's decisions are those of the Philox address", "[group_norm]") {
+  const auto backend = make_cpu_backend({.threads = 2});
+  for (const Shape& s : {Shape{3, 1, 1, 1}, Shape{2, 3, 5, 7}, Shape{2, 4, 4, 24},
+                         Shape{1, 8, 8, 100}, Shape{2, 2, 3, 513}, Shape{1, 3, 1, 1100}})
+    for (const float p : {0.1f, 0.5f, 0.9f}) {
+      GroupNormDesc d{.x = s, .groups = 1, .dropout = {p, 65535}};
+      const StepState state{.seed = 9, .step = 3};
+      // scale 0, shift 1: what comes out is the factor itself.
+      std::vector<float> scale_shift;
+      for (int i = 0; i < s.n * s.c; ++i) scale_shift.insert(scale_shift.end(), {0.0f, 1.0f});
+      test::Bench b(*backend);
+      const In x = b.in(random_values(s.count(), 1)), ss = b.in(scale_shift), st = b.state(state);
+      const Out y = b.out(s.count());
+      b.run(backend->group_norm_apply(d, x, {}, ss, st, y));
+      const auto expected = ref::dropout_factor(s, d.dropout, state.seed, state.step);
+      const auto got = b.get(y);
+      INFO(to_string(s) << " p " << p);
+      int64_t wrong = 0;
+      for (size_t i = 0; i < got.size(); ++i)
+        wrong += (got[i] == 0) != (expected[i] == 0) ||
+                 std::abs(got[i] - expected[i]) > 2e-7 * expected[i];
+      CHECK(wrong == 0);
+    }
+}
+
+TEST_CASE("group_norm: NaN stays in its group", "[group_norm]") {
+  const auto backend = make_cpu_backend({.threads = 2});
+  Problem t(desc_of({{2, 4, 4, 12}, 0, 3}, true, 0));
+  t.x[5] = NAN;  // image 0, group 1
+  const Result r = run(*backend, t);
+  for (size_t i = 0; i < r.y.size(); ++i)
+    CHECK(std::isnan(r.y[i]) == (i < 16 * 12 && i % 12 / 4 == 1));
+}
+
+TEST_CASE("group_norm: wrong shapes are refused", "[group_norm]") {
+  const auto backend = make_cpu_backend({});
+  const auto apply = [&](const GroupNormDesc& d, In x2, In state) {
+    return backend->group_norm_apply(d, {0}, x2, {1}, state, {2});
+  };
+  CHECK_THROWS_AS(apply({.x = {1, 2, 2, 5}, .groups = 2}, {}, {}), Error);
+  CHECK_THROWS_AS(apply({.x = {1, 2, 2, 4}, .c2 = 2, .groups = 2}, {}, {}), Error);
+  CHECK_THROWS_AS(apply({.x = {1, 2, 2, 4}, .groups = 2}, {3}, {}), Error);
+  CHECK_THROWS_AS(apply({.x = {1, 2, 2, 4}, .groups = 2, .dropout = {0.1f, 0}}, {}, {}), Error);
+  CHECK_THROWS_AS(apply({.x = {1, 2, 2, 4}, .groups = 2, .dropout = {1.0f, 0}}, {}, {3}), Error);
+  CHECK_THROWS_AS(apply({.x = {0, 2, 2, 4}, .groups = 2}, {}, {}), Error);
+}

@@ -1,0 +1,125 @@
+// The loss of a backend against the reference, and the reference against finite differences.
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include <catch2/catch.hpp>
+
+#include "tests/reference/loss.h"
+#include "tests/support.h"
+
+using namespace ddpm;
+using test::random_values;
+using test::relative_error;
+using test::to_double;
+
+namespace {
+
+struct LossRun {
+  std::vector<float> sample_loss, d_prediction;
+  StepState state;
+};
+
+LossRun run_loss(Backend& backend, const Shape& shape, const std::vector<float>& prediction,
+                 const std::vector<float>& target, const StepState& state = {.step = 6}) {
+  test::Bench b(backend);
+  const In p = b.in(prediction), t = b.in(target);
+  const Out sample_loss = b.out(shape.n), d_prediction = b.out(shape.count());
+  const Out state_slot = b.inout(std::vector<StepState>{state});
+  b.run(backend.mse_loss(shape, p, t, sample_loss, d_prediction, state_slot));
+  return {b.get(sample_loss), b.get(d_prediction), b.get<StepState>(state_slot)[0]};
+}
+
+// Around the chunk of 4096 elements within an image, and around vectors.
+std::vector<Shape> shapes() {
+  std::vector<Shape> list = {{1, 1, 1, 4095}, {3, 1, 1, 4096}, {2, 1, 1, 4097}, {2, 64, 64, 3},
+                             {1, 97, 89, 3},  {2, 3, 5, 7},    {8, 32, 32, 3},  {128, 2, 2, 1},
+                             {1000, 1, 1, 1}, {5, 31, 17, 1},  {1, 1, 1, 1},    {7, 11, 13, 4}};
+  for (int c = 1; c <= 36; ++c) list.push_back({1 + c % 5, 1, 1, c});
+  return list;
+}
+
+}  // namespace
+
+TEST_CASE("mse_loss: the reference's gradient is its slope", "[loss]") {
+  auto p = to_double(random_values(2 * 13, 1, 2));
+  const auto t = to_double(random_values(2 * 13, 2, 2));
+  const auto d = ref::mse_loss(2, p, t).d_prediction;
+  for (size_t i = 0; i < p.size(); ++i) {
+    const double x = p[i], step = 1e-5;
+    p[i] = x + step;
+    const double above = ref::mse_loss(2, p, t).loss;
+    p[i] = x - step;
+    const double below = ref::mse_loss(2, p, t).loss;
+    p[i] = x;
+    CHECK(std::abs((above - below) / (2 * step) - d[i]) < 1e-9);
+  }
+}
+
+// The difference rounds once, its sum is in double, the result rounds once: 2 x 6e-8 on the loss,
+// which is quadratic, and one more rounding on the gradient. Large values must not overflow inside.
+TEST_CASE("mse_loss: agrees with the reference", "[loss]") {
+  auto backend = make_cpu_backend({});
+  for (const Shape& shape : shapes())
+    for (float scale : {1e-15f, 1.0f, 1e18f}) {
+      CAPTURE(to_string(shape), scale);
+      const auto p = random_values(shape.count(), 1, scale),
+                 t = random_values(shape.count(), 2, scale);
+      const LossRun run = run_loss(*backend, shape, p, t);
+      const ref::Loss expected = ref::mse_loss(shape.n, to_double(p), to_double(t));
+      CHECK(std::abs(run.state.loss / expected.loss - 1) < 2.4e-7);
+      CHECK(relative_error(run.sample_loss, expected.sample_loss) < 2.4e-7);
+      CHECK(relative_error(run.d_prediction, expected.d_prediction) < 2e-7);
+      CHECK(run.state.nonfinite == 0);
+      CHECK(run.state.bad_step == 0);
+      CHECK(run.state.step == 6);
+    }
+}
+
+TEST_CASE("mse_loss: is zero on equal inputs", "[loss]") {
+  auto backend = make_cpu_backend({});
+  const auto p = random_values(3 * 77, 1, 100);
+  const LossRun run = run_loss(*backend, {3, 1, 1, 77}, p, p);
+  CHECK(run.state.loss == 0);
+  CHECK(run.sample_loss == std::vector<float>(3, 0.0f));
+  CHECK(run.d_prediction == std::vector<float>(3 * 77, 0.0f));
+}
+
+TEST_CASE("mse_loss: does not depend on threads or slot", "[loss]") {
+  auto one = make_cpu_backend({.threads = 1});
+  auto three = make_cpu_backend({.threads = 3});
+  const Shape shape{7, 53, 61, 3};
+  const int64_t size = shape.pixels() * shape.c;
+  const auto p = random_values(shape.count(), 1), t = random_values(shape.count(), 2);
+  const LossRun a = run_loss(*one, shape, p, t), b = run_loss(*three, shape, p, t);
+  CHECK(a.state.loss == b.state.loss);
+  CHECK(a.sample_loss == b.sample_loss);
+  CHECK(a.d_prediction == b.d_prediction);
+  const std::vector<float> p5(p.begin() + 5 * size, p.begin() + 6 * size);
+  const std::vector<float> t5(t.begin() + 5 * size, t.begin() + 6 * size);
+  CHECK(run_loss(*three, {1, 53, 61, 3}, p5, t5).sample_loss[0] == a.sample_loss[5]);
+}
+
+TEST_CASE("mse_loss: reports what is not finite", "[loss]") {
+  auto backend = make_cpu_backend({});
+  const Shape shape{3, 1, 1, 4099};
+  for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                    3e38f})  // 3e38 is finite, its square is no float
+    for (size_t at : {0, 15, 4095, 4098, 4099, 12296}) {
+      CAPTURE(bad, at);
+      auto p = random_values(shape.count(), 1);
+      p[at] = bad;
+      const LossRun run = run_loss(*backend, shape, p, random_values(shape.count(), 2));
+      CHECK(run.state.nonfinite == kLossNonFinite);
+      CHECK(run.state.bad_step == 6);
+      for (size_t n = 0; n < 3; ++n) CHECK(std::isfinite(run.sample_loss[n]) == (n != at / 4099));
+    }
+  const StepState earlier{.step = 9, .bad_step = 8, .nonfinite = kSampleNonFinite};
+  const std::vector<float> good(4, 1.0f), bad(4, std::numeric_limits<float>::infinity());
+  StepState after = run_loss(*backend, {1, 1, 1, 4}, bad, good, earlier).state;
+  CHECK(after.nonfinite == (kSampleNonFinite | kLossNonFinite));
+  CHECK(after.bad_step == 8);
+  after = run_loss(*backend, {1, 1, 1, 4}, good, good, earlier).state;
+  CHECK(after.nonfinite == kSampleNonFinite);
+  CHECK_THROWS_AS(backend->mse_loss({0, 1, 1, 4}, {0}, {1}, {2}, {3}, {4}), Error);
+}

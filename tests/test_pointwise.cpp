@@ -1,0 +1,201 @@
+// SiLU, copies and embeddings of a backend against the reference.
+#include <catch2/catch.hpp>
+
+#include "tests/reference/difference.h"
+#include "tests/reference/pointwise.h"
+#include "tests/support.h"
+
+using namespace ddpm;
+using test::random_values;
+using test::relative_error;
+using test::to_double;
+
+namespace {
+
+// One rounding each of exp, sum, quotient and product, each within 1e-7.
+constexpr double kTolerance = 5e-7;
+
+constexpr Write kWrites[] = {Write::kOverwrite, Write::kAccumulate};
+
+const std::vector<int64_t> kCounts = {1,   2,   3,   4,   5,   7,   8,    9,    13,    15,   16,
+                                      17,  19,  23,  31,  32,  33,  47,   63,   64,    65,   97,
+                                      127, 128, 129, 255, 257, 509, 1021, 4099, 16384, 40009};
+
+std::vector<double> plus(std::vector<double> a, const std::vector<float>& b, Write write) {
+  if (write == Write::kAccumulate)
+    for (size_t i = 0; i < a.size(); ++i) a[i] += static_cast<double>(b[i]);
+  return a;
+}
+
+}  // namespace
+
+TEST_CASE("silu: the reference's gradient is its finite difference", "[silu]") {
+  const auto x = to_double(random_values(41, 1, 6)), dy = to_double(random_values(41, 2));
+  const auto loss = [&](const ref::Vector& v) { return ref::dot(ref::silu(v), dy); };
+  CHECK(relative_error(ref::silu_backward(x, dy), ref::difference_gradient(loss, x)) < 1e-8);
+}
+
+TEST_CASE("silu: forward and backward at many lengths, scales and write modes", "[silu]") {
+  const auto backend = make_cpu_backend({.threads = 2});
+  for (const int64_t count : kCounts)
+    for (const float scale : {1e-4f, 4.0f, 1e4f})
+      for (const Write write : kWrites) {
+        const auto x = random_values(count, 3, scale), dy = random_values(count, 4);
+        const auto before = random_values(count, 5);
+        test::Bench bench(*backend);
+        const In xs = bench.in(x), dys = bench.in(dy);
+        const Out y = bench.out(count);
+        const Out dx = write == Write::kAccumulate ? bench.inout(before) : bench.out(count);
+        bench.run(backend->silu(count, xs, y));
+        bench.run(backend->silu_backward(count, xs, dys, dx, write));
+        INFO("count " << count << " scale " << scale);
+        CHECK(relative_error(bench.get(y), ref::silu(to_double(x))) <= kTolerance);
+        const auto expected = plus(ref::silu_backward(to_double(x), to_double(dy)), before, write);
+        CHECK(relative_error(bench.get(dx), expected) <= kTolerance);
+      }
+}
+
+TEST_CASE("silu: every value is close, zeros, denormals and infinities included", "[silu]") {
+  std::vector<float> x = {0.0f, -0.0f, 1e-40f, -1e-40f, 1e30f, HUGE_VALF, 87.5f, -87.5f, 120.0f};
+  for (int i = -3000; i <= 3000; ++i) x.push_back(static_cast<float>(i) * 0.013f);
+  const auto count = static_cast<int64_t>(x.size());
+  const auto backend = make_cpu_backend({});
+  test::Bench bench(*backend);
+  const In xs = bench.in(x), ones = bench.in(std::vector<float>(x.size(), 1.0f));
+  const Out y = bench.out(count), dx = bench.out(count);
+  bench.run(backend->silu(count, xs, y));
+  bench.run(backend->silu_backward(count, xs, ones, dx, Write::kOverwrite));
+  const auto ys = bench.get(y), slopes = bench.get(dx);
+  CHECK(ys[5] == HUGE_VALF);
+  for (size_t i = 0; i < x.size(); ++i) {
+    if (std::isinf(x[i])) continue;
+    INFO("x " << x[i]);
+    const double v = static_cast<double>(x[i]);
+    CHECK(std::abs(ys[i] - ref::silu(v)) <= 4e-7 * std::abs(ref::silu(v)) + 1e-35);
+    // The slope's two terms cancel near x = -1.28, so its error is relative to them.
+    if (std::abs(v) < 40) CHECK(std::abs(slopes[i] - ref::silu_slope(v)) <= 1e-6);
+  }
+}
+
+TEST_CASE("silu: NaN passes through", "[silu]") {
+  auto x = random_values(37, 1);
+  for (size_t i = 0; i < x.size(); i += 6) x[i] = NAN;
+  const auto backend = make_cpu_backend({});
+  test::Bench bench(*backend);
+  const In xs = bench.in(x), dy = bench.in(random_values(37, 2));
+  const Out y = bench.out(37), dx = bench.out(37);
+  bench.run(backend->silu(37, xs, y));
+  bench.run(backend->silu_backward(37, xs, dy, dx, Write::kOverwrite));
+  for (size_t i = 0; i < x.size(); ++i) {
+    CHECK(std::isnan(bench.get(y)[i]) == (i % 6 == 0));
+    CHECK(std::isnan(bench.get(dx)[i]) == (i % 6 == 0));
+  }
+}
+
+TEST_CASE("copy: bits in overwrite mode, one rounding in accumulate mode", "[copy]") {
+  const auto backend = make_cpu_backend({.threads = 2});
+  for (const int64_t count : kCounts)
+    for (const Write write : kWrites) {
+      const auto x = random_values(count, 1, 1e4f), before = random_values(count, 2, 1e4f);
+      test::Bench bench(*backend);
+      const In xs = bench.in(x);
+      const Out y = write == Write::kAccumulate ? bench.inout(before) : bench.out(count);
+      bench.run(backend->copy(count, xs, y, write));
+      INFO("count " << count);
+      for (size_t i = 0; i < x.size(); ++i) {
+        const float expected = write == Write::kAccumulate ? before[i] + x[i] : x[i];
+        REQUIRE(bench.get(y)[i] == expected);
+        if (i > 64) break;
+      }
+      CHECK(relative_error(bench.get(y), plus(to_double(x), before, write)) <= 1e-7);
+    }
+}
+
+TEST_CASE("silu, copy: nothing to do is refused", "[silu][copy]") {
+  const auto backend = make_cpu_backend({});
+  CHECK_THROWS_AS(backend->silu(0, {0}, {1}), Error);
+  CHECK_THROWS_AS(backend->silu_backward(-1, {0}, {1}, {2}, Write::kOverwrite), Error);
+  CHECK_THROWS_AS(backend->copy(0, {0}, {1}, Write::kOverwrite), Error);
+}
+
+TEST_CASE("embedding: forward and backward with repeated and untouched rows", "[embedding]") {
+  const auto backend = make_cpu_backend({.threads = 2});
+  for (const int n : {1, 2, 7, 33})
+    for (const int rows : {1, 3, 10})
+      for (const int dim : {1, 5, 16, 67})
+        for (const Write write : kWrites) {
+          std::vector<int32_t> index;
+          for (int i = 0; i < n; ++i) index.push_back(i * i * 5 % rows);
+          const auto table = random_values(int64_t{rows} * dim, 1);
+          const auto dy = random_values(int64_t{n} * dim, 2);
+          const auto before = random_values(int64_t{n} * dim, 3);
+          const auto dbefore = random_values(int64_t{rows} * dim, 4);
+          const bool add = write == Write::kAccumulate;
+          test::Bench bench(*backend);
+          const In ts = bench.in(table), is = bench.in(index), dys = bench.in(dy);
+          const Out y = add ? bench.inout(before) : bench.out(int64_t{n} * dim);
+          const Out dtable = add ? bench.inout(dbefore) : bench.out(int64_t{rows} * dim);
+          bench.run(backend->embedding(n, rows, dim, ts, is, y, write));
+          bench.run(backend->embedding_backward(n, rows, dim, is, dys, dtable, write));
+          INFO("n " << n << " rows " << rows << " dim " << dim);
+          const auto expected = plus(ref::embedding(dim, to_double(table), index), before, write);
+          CHECK(relative_error(bench.get(y), expected) <= 1e-7);
+          const auto gradient =
+              plus(ref::embedding_backward(rows, dim, index, to_double(dy)), dbefore, write);
+          CHECK(relative_error(bench.get(dtable), gradient) <= 1e-6);  // sums of up to 33
+        }
+}
+
+TEST_CASE("embedding: the reference's gradient is its finite difference", "[embedding]") {
+  const std::vector<int32_t> index = {2, 0, 2, 1};
+  const auto table = to_double(random_values(4 * 3, 1)), dy = to_double(random_values(4 * 3, 2));
+  const auto loss = [&](const ref::Vector& v) { return ref::dot(ref::embedding(3, v, index), dy); };
+  CHECK(relative_error(ref::embedding_backward(4, 3, index, dy),
+                       ref::difference_gradient(loss, table)) < 1e-8);
+}
+
+TEST_CASE("embedding: a row outside the table is refused", "[embedding]") {
+  const auto backend = make_cpu_backend({});
+  for (const int32_t row : {-1, 4}) {
+    test::Bench bench(*backend);
+    const In table = bench.in(random_values(4 * 3, 1)), index = bench.in(std::vector<int32_t>{row});
+    const In dy = bench.in(random_values(3, 2));
+    const Out y = bench.out(3), dtable = bench.out(12);
+    CHECK_THROWS_AS(bench.run(backend->embedding(1, 4, 3, table, index, y, Write::kOverwrite)),
+                    Error);
+    CHECK_THROWS_AS(
+        bench.run(backend->embedding_backward(1, 4, 3, index, dy, dtable, Write::kOverwrite)),
+        Error);
+  }
+}
+
+TEST_CASE("time_embedding: every dimension, order and shift", "[time_embedding]") {
+  const auto backend = make_cpu_backend({.threads = 2});
+  for (const int dim : {4, 5, 7, 8, 32, 33, 64, 128, 257})
+    for (const bool flip : {false, true})
+      for (const float shift : {0.0f, 1.0f}) {
+        const TimeEmbeddingDesc d{
+            .n = 9, .dim = dim, .timesteps = 1000, .flip_sin_to_cos = flip, .freq_shift = shift};
+        const std::vector<int32_t> t = {0, 1, 2, 10, 500, 999, 998, 37, 1};
+        test::Bench bench(*backend);
+        const In ts = bench.in(t);
+        const Out y = bench.out(9 * dim);
+        bench.run(backend->time_embedding(d, ts, y));
+        const auto values = bench.get(y);
+        const auto expected = ref::time_embedding(d, t);
+        INFO("dim " << dim << " flip " << flip << " shift " << shift);
+        CHECK(relative_error(values, expected) <= 1e-7);  // one rounding of a double
+      }
+}
+
+TEST_CASE("time_embedding: a timestep outside the schedule is refused", "[time_embedding]") {
+  const auto backend = make_cpu_backend({});
+  const TimeEmbeddingDesc d{.n = 1, .dim = 8, .timesteps = 10};
+  for (const int32_t t : {-1, 10}) {
+    test::Bench bench(*backend);
+    const In ts = bench.in(std::vector<int32_t>{t});
+    const Out y = bench.out(8);
+    CHECK_THROWS_AS(bench.run(backend->time_embedding(d, ts, y)), Error);
+  }
+  CHECK_THROWS_AS(backend->time_embedding({.n = 1, .dim = 2}, {0}, {1}), Error);
+}

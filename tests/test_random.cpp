@@ -1,0 +1,174 @@
+// Timesteps and noise of a backend against the scalar streams.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include <catch2/catch.hpp>
+
+#include "tests/reference/random.h"
+#include "tests/support.h"
+
+using namespace ddpm;
+
+namespace {
+
+constexpr StepState kState{.seed = 0x0123456789ABCDEF, .step = 41, .first_image = 4294967290};
+
+std::vector<float> noise(Backend& backend, const Shape& shape, Purpose purpose,
+                         const StepState& state) {
+  test::Bench b(backend);
+  const Out y = b.out(shape.count());
+  b.run(backend.draw_noise(shape, purpose, b.state(state), y));
+  return b.get(y);
+}
+
+std::vector<double> reference_noise(const Shape& shape, Purpose purpose, const StepState& s) {
+  std::vector<double> all;
+  for (int n = 0; n < shape.n; ++n) {
+    RandomStream stream{.seed = s.seed, .purpose = purpose};
+    const bool training = purpose == Purpose::kNoise;
+    stream.sample = static_cast<uint64_t>(n) + (training ? 0 : s.first_image);
+    stream.step = training ? static_cast<uint32_t>(s.step) : 0;
+    const auto z = ref::normals(stream, shape.pixels() * shape.c);
+    all.insert(all.end(), z.begin(), z.end());
+  }
+  return all;
+}
+
+std::vector<Shape> shapes() {
+  std::vector<Shape> list = {{2, 3, 5, 7},   {3, 8, 8, 3},    {8, 32, 32, 3},   {1, 64, 64, 3},
+                             {5, 31, 17, 1}, {13, 1, 1, 129}, {2, 1, 1, 65537}, {100, 1, 1, 1}};
+  for (int c = 1; c <= 40; ++c) list.push_back({2, 1, 1, c});
+  return list;
+}
+
+}  // namespace
+
+// Largest radius 6.77; its logarithm, root and product, and sine and cosine are each within a few
+// units in the last place: 4 x 6e-8 x 6.77.
+TEST_CASE("draw_noise: agrees with the reference", "[random]") {
+  auto backend = make_cpu_backend({});
+  double worst = 0;
+  for (const Shape& shape : shapes())
+    for (Purpose purpose : {Purpose::kNoise, Purpose::kSampleStart}) {
+      CAPTURE(to_string(shape), static_cast<int>(purpose));
+      const auto y = noise(*backend, shape, purpose, kState);
+      const auto expected = reference_noise(shape, purpose, kState);
+      REQUIRE(y.size() == expected.size());
+      double error = 0;
+      for (size_t i = 0; i < y.size(); ++i) {
+        const double difference = std::abs(y[i] - expected[i]);
+        error = difference <= error ? error : difference;  // a NaN stays
+      }
+      CHECK(error < 2e-6);
+      worst = std::max(worst, error);
+    }
+  INFO("worst " << worst);
+  CHECK(worst > 0);
+}
+
+TEST_CASE("draw_noise: does not depend on threads, slot or shape", "[random]") {
+  auto one = make_cpu_backend({.threads = 1});
+  auto three = make_cpu_backend({.threads = 3});
+  for (Purpose purpose : {Purpose::kNoise, Purpose::kSampleStart})
+    CHECK(noise(*one, {9, 37, 41, 13}, purpose, kState) ==
+          noise(*three, {9, 37, 41, 13}, purpose, kState));
+
+  // Image first + 3 of a batch is image 0 of the batch that starts there.
+  StepState later = kState;
+  later.first_image += 3;
+  const auto batch = noise(*three, {5, 7, 3, 3}, Purpose::kSampleStart, kState);
+  const auto single = noise(*one, {1, 7, 3, 3}, Purpose::kSampleStart, later);
+  CHECK(std::equal(single.begin(), single.end(), batch.begin() + 3 * 63));
+
+  // A tail is computed as the body is.
+  const auto full = noise(*one, {1, 1, 1, 256}, Purpose::kNoise, kState);
+  for (int count = 1; count < 256; count += 5) {
+    const auto part = noise(*one, {1, 1, 1, count}, Purpose::kNoise, kState);
+    CHECK(std::equal(part.begin(), part.end(), full.begin()));
+  }
+}
+
+// Bounds are five standard deviations of each statistic.
+TEST_CASE("draw_noise: is normal", "[random]") {
+  auto backend = make_cpu_backend({});
+  const auto z = noise(*backend, {10, 1, 1, 100000}, Purpose::kNoise, kState);
+  const double count = static_cast<double>(z.size());
+  double m1 = 0, m2 = 0, m3 = 0, m4 = 0, pair = 0, neighbour = 0, largest = 0;
+  int beyond2 = 0, beyond3 = 0;
+  for (size_t i = 0; i < z.size(); ++i) {
+    const double v = z[i];
+    m1 += v / count;
+    m2 += v * v / count;
+    m3 += v * v * v / count;
+    m4 += v * v * v * v / count;
+    pair += v * z[i ^ 1] / count;
+    neighbour += v * z[(i + 4) % z.size()] / count;
+    largest = std::max(largest, std::abs(v));
+    beyond2 += std::abs(v) > 2;
+    beyond3 += std::abs(v) > 3;
+  }
+  const double unit = 5 / std::sqrt(count);
+  CHECK(std::abs(m1) < unit);
+  CHECK(std::abs(m2 - 1) < unit * std::sqrt(2.0));
+  CHECK(std::abs(m3) < unit * std::sqrt(15.0));
+  CHECK(std::abs(m4 - 3) < unit * std::sqrt(96.0));
+  CHECK(std::abs(pair) < unit * std::sqrt(2.0));
+  CHECK(std::abs(neighbour) < unit);
+  CHECK(std::abs(beyond2 / count - 0.0455003) < unit * std::sqrt(0.0455));
+  CHECK(std::abs(beyond3 / count - 0.0026998) < unit * std::sqrt(0.0027));
+  CHECK(largest > 4.5);
+  CHECK(largest <= 6.7);
+}
+
+TEST_CASE("draw_noise: seed, step, image and purpose matter", "[random]") {
+  auto backend = make_cpu_backend({});
+  const Shape shape{1, 1, 1, 64};
+  std::vector<std::vector<float>> draws;
+  StepState s = kState;
+  draws.push_back(noise(*backend, shape, Purpose::kNoise, s));
+  draws.push_back(noise(*backend, shape, Purpose::kSampleStart, s));
+  s.step += 1;
+  draws.push_back(noise(*backend, shape, Purpose::kNoise, s));
+  CHECK(noise(*backend, shape, Purpose::kSampleStart, s) == draws[1]);
+  s.first_image += 1;
+  CHECK(noise(*backend, shape, Purpose::kNoise, s) == draws[2]);
+  draws.push_back(noise(*backend, shape, Purpose::kSampleStart, s));
+  s.seed ^= uint64_t{1} << 63;
+  draws.push_back(noise(*backend, shape, Purpose::kNoise, s));
+  for (size_t i = 0; i < draws.size(); ++i)
+    for (size_t j = 0; j < i; ++j)
+      for (size_t k = 0; k < 64; ++k) CHECK(draws[i][k] != draws[j][k]);
+}
+
+TEST_CASE("draw_noise: refuses what it cannot draw", "[random]") {
+  auto backend = make_cpu_backend({});
+  CHECK_THROWS_AS(backend->draw_noise({1, 2, 2, 3}, Purpose::kDropout, {0}, {1}), Error);
+  CHECK_THROWS_AS(backend->draw_noise({1, 0, 2, 3}, Purpose::kNoise, {0}, {1}), Error);
+}
+
+TEST_CASE("draw_timesteps: agrees with the streams", "[random]") {
+  auto backend = make_cpu_backend({});
+  std::vector<int> seen(10);
+  for (int n : {1, 2, 3, 7, 8, 17, 128, 1000})
+    for (int timesteps : {1, 2, 10, 1000, 4000})
+      for (uint64_t step : {uint64_t{0}, uint64_t{800000}}) {
+        CAPTURE(n, timesteps, step);
+        test::Bench b(*backend);
+        const StepState state{.seed = 99, .step = step, .first_image = 5};
+        const Out t = b.out<int32_t>(n);
+        b.run(backend->draw_timesteps(n, timesteps, b.state(state), t));
+        const auto drawn = b.get<int32_t>(t);
+        for (int i = 0; i < n; ++i) {
+          RandomStream stream{.seed = 99, .purpose = Purpose::kTimestep};
+          stream.sample = static_cast<uint64_t>(i);
+          stream.step = static_cast<uint32_t>(step);
+          const double u = stream.block(0)[0] / 4294967296.0;
+          CHECK(drawn[static_cast<size_t>(i)] == static_cast<int>(std::floor(u * timesteps)));
+          if (timesteps == 10) ++seen[static_cast<size_t>(drawn[static_cast<size_t>(i)])];
+        }
+      }
+  for (int count : seen) CHECK(count > 150);  // of 2332 / 10
+  CHECK_THROWS_AS(backend->draw_timesteps(0, 10, {0}, {1}), Error);
+  CHECK_THROWS_AS(backend->draw_timesteps(1, 0, {0}, {1}), Error);
+}

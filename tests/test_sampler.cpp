@@ -1,0 +1,305 @@
+// Rows of every sampler, applied in double to a model that needs no weights,
+// out(x, t) = x t / (t + 1), against diffusers' schedulers (golden/make_sampler_steps.py).
+#include "model/sampler.h"
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "engine/json.h"
+
+namespace {
+
+using namespace ddpm;
+using Values = std::vector<double>;
+using Noise = std::function<double(int t, size_t i)>;
+
+double toy(double x, int t) { return x * t / (t + 1.0); }
+
+Values ramp() {
+  Values x(768);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<double>(i) / 768;
+  return x;
+}
+
+// Backend::sampler_update in double; noise(t, i) is drawn where the row asks for it.
+void apply(const SamplerRow& r, Values& x, Values& previous, const Noise& noise) {
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double out = toy(x[i], r.t), limit = r.clip;
+    const double x0 = std::clamp(r.x0_x * x[i] + r.x0_out * out, -limit, limit);
+    x[i] = r.x_x * x[i] + r.x_x0 * x0 + r.x_out * out;
+    if (r.x_previous != 0) x[i] += r.x_previous * previous[i];
+    if (r.x_z != 0) x[i] += r.x_z * noise(r.t, i);
+    previous[i] = x0;
+  }
+}
+
+Values chain(const std::vector<SamplerRow>& rows, Values x, const Noise& noise) {
+  Values previous(x.size(), std::nan(""));  // the first row must not read it
+  for (const SamplerRow& r : rows) apply(r, x, previous, noise);
+  return x;
+}
+
+// For rows that draw none.
+Values chain(const std::vector<SamplerRow>& rows, Values x) {
+  return chain(rows, std::move(x), [](int, size_t) { return std::nan(""); });
+}
+
+double sum_abs(const Values& x) {
+  return std::accumulate(x.begin(), x.end(), 0.0,
+                         [](double s, double v) { return s + std::abs(v); });
+}
+
+// x_t of the ramp, with the same ramp backwards as its noise.
+Values noised_ramp(const Schedule& s, int t) {
+  Values x = ramp();
+  const double signal = std::sqrt(s.alpha_bar(t)), noise = std::sqrt(1 - s.alpha_bar(t));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = signal * x[i] + noise * (767.0 - i) / 768;
+  return x;
+}
+
+std::vector<int> timesteps(const std::vector<SamplerRow>& rows) {
+  std::vector<int> list;
+  for (const SamplerRow& r : rows) list.push_back(r.t);
+  return list;
+}
+
+// Values printed by diffusers' own tests, which compare to 1e-2 in sums and 1e-3 in means.
+Approx published(double v) { return Approx(v).epsilon(0).margin(v > 1 ? 2e-3 : 1e-4); }
+
+nlohmann::json golden() {
+  const auto path = std::filesystem::path(__FILE__).parent_path() / "golden" / "sampler_steps.json";
+  return read_json_file(path.string(), Status::kFile);
+}
+
+template <typename F>
+std::string error_of(F call) {
+  try {
+    call();
+  } catch (const Error& e) {
+    CHECK(e.status() == Status::kUsage);
+    return e.what();
+  }
+  return "no error";
+}
+
+}  // namespace
+
+TEST_CASE("sampler: published sums of a weightless model", "[sampler]") {
+  SchedulerConfig c;
+  const Schedule s(c);
+  const SamplerOptions ddim{.kind = SamplerKind::kDdim, .steps = 10};
+  const double sum = sum_abs(chain(sampler_rows(s, c, ddim), ramp()));
+  CHECK(sum == published(172.0067));
+  CHECK(sum / 768 == published(0.223967));
+
+  SECTION("v_prediction") {
+    c.prediction_type = PredictionType::kVPrediction;
+    CHECK(sum_abs(chain(sampler_rows(s, c, ddim), ramp())) == published(52.5302));
+  }
+  SECTION("another beta_start") {
+    c.beta_start = 0.01;
+    CHECK(sum_abs(chain(sampler_rows(Schedule(c), c, ddim), ramp())) == published(149.8295));
+  }
+  SECTION("a chain entered in the middle") {
+    auto rows = sampler_rows(s, c, ddim);
+    rows.erase(rows.begin(), rows.begin() + 8);
+    REQUIRE(rows[0].t == 100);
+    CHECK(sum_abs(chain(rows, noised_ramp(s, 100))) == published(354.5418));
+  }
+  SECTION("dpmpp2m") {
+    const auto rows = sampler_rows(s, c, {.kind = SamplerKind::kDpmpp2m, .steps = 10});
+    CHECK(sum_abs(chain(rows, ramp())) / 768 == published(0.240900));
+  }
+}
+
+TEST_CASE("sampler: dpmpp2m to the smallest training noise", "[sampler]") {
+  SchedulerConfig c;
+  const Schedule s(c);
+  const auto rows = [&](size_t first) {
+    const auto list = sampler_timesteps(SamplerKind::kDpmpp2m, Spacing::kLinspace, 10, 1000);
+    std::vector<SamplerRow> result;
+    for (size_t i = first; i < list.size(); ++i)
+      result.push_back(dpmpp2m_row(s, c, i > first ? std::optional(list[i - 1]) : std::nullopt,
+                                   list[i], i + 1 < list.size() ? list[i + 1] : 0));
+    return result;
+  };
+  CHECK(sum_abs(chain(rows(0), ramp())) / 768 == published(0.3301));
+  // Published 318.4111 comes from float32 tables.
+  CHECK(sum_abs(chain(rows(5), noised_ramp(s, 500))) == Approx(318.4111).margin(5e-3).epsilon(0));
+  c.prediction_type = PredictionType::kVPrediction;
+  CHECK(sum_abs(chain(rows(0), ramp())) / 768 == published(0.2251));
+}
+
+TEST_CASE("sampler: variances", "[sampler]") {
+  SchedulerConfig c;
+  const Schedule s(c);
+  const auto ddim = [&](int t, int next) {
+    const double sigma = ddim_row(s, c, t, next, 1).x_z;
+    return sigma * sigma;
+  };
+  // Published with 5 decimals, cut off.
+  const auto printed = [](double v) { return Approx(v).epsilon(0).margin(1e-5); };
+  CHECK(ddim(420, 400) == printed(0.14771));
+  CHECK(ddim(980, 960) == printed(0.32460));
+  CHECK(ddim(487, 486) == printed(0.00979));
+  CHECK(ddim(999, 998) == printed(0.02));
+  CHECK(ddim(0, -1) == 0);
+  CHECK(ddim_row(s, c, 420, 400, 0).x_z == 0);
+  CHECK(ddim_row(s, c, 420, 400, 0.5).x_z == Approx(0.5 * std::sqrt(0.14771)).epsilon(1e-4));
+
+  const auto small = sampler_rows(s, c, {.steps = 1000});
+  c.variance_type = VarianceType::kFixedLarge;
+  const auto large = sampler_rows(s, c, {.steps = 1000});
+  REQUIRE(small.size() == 1000);
+  CHECK(std::pow(small[512].x_z, 2) == printed(0.00979));  // t = 487
+  CHECK(std::pow(small[0].x_z, 2) == printed(0.02));
+  for (size_t i = 0; i < 1000; ++i) {
+    const size_t t = 999 - i;
+    REQUIRE(small[i].t == static_cast<int>(t));
+    REQUIRE(small[i].x_x0 == Approx(s.coef1[t]).epsilon(1e-7));
+    REQUIRE(small[i].x_x == Approx(s.coef2[t]).epsilon(1e-7));
+    REQUIRE(small[i].clip == 1);
+    REQUIRE(small[i].x_out == 0);
+    REQUIRE(small[i].x_previous == 0);
+    REQUIRE(small[i].x_z == Approx(t > 0 ? std::sqrt(s.post_var[t]) : 0).epsilon(1e-6));
+    REQUIRE(large[i].x_z == Approx(t > 0 ? std::sqrt(s.beta[t]) : 0).epsilon(1e-6));
+  }
+}
+
+TEST_CASE("sampler: timestep lists", "[sampler]") {
+  const auto list = [](SamplerKind kind, Spacing spacing, int steps) {
+    return sampler_timesteps(kind, spacing, steps, 1000);
+  };
+  const auto ddim50 = list(SamplerKind::kDdim, Spacing::kLeading, 50);
+  CHECK(ddim50[0] == 980);
+  CHECK(ddim50[1] == 960);
+  CHECK(ddim50[49] == 0);
+  const auto trailing = list(SamplerKind::kDdim, Spacing::kTrailing, 50);
+  CHECK(trailing[0] == 999);
+  CHECK(trailing[1] == 979);
+  CHECK(trailing[48] == 39);
+  CHECK(trailing[49] == 19);
+  const auto linspace = list(SamplerKind::kDdim, Spacing::kLinspace, 50);
+  CHECK(std::vector<int>(linspace.begin(), linspace.begin() + 4) ==
+        std::vector<int>{999, 979, 958, 938});
+  CHECK(std::vector<int>(linspace.end() - 3, linspace.end()) == std::vector<int>{41, 20, 0});
+  CHECK(list(SamplerKind::kDdpm, Spacing::kLinspace, 7) ==
+        std::vector<int>{999, 832, 666, 500, 333, 166, 0});  // 499.5, 166.5: ties to even
+  CHECK(list(SamplerKind::kDpmpp2m, Spacing::kLinspace, 10) ==
+        std::vector<int>{999, 899, 799, 699, 599, 500, 400, 300, 200, 100});
+  const auto dpm20 = list(SamplerKind::kDpmpp2m, Spacing::kLeading, 20);
+  CHECK(dpm20[0] == 940);
+  CHECK(dpm20[1] == 893);
+  CHECK(dpm20[18] == 94);
+  CHECK(dpm20[19] == 47);
+}
+
+TEST_CASE("sampler: timestep lists of every length", "[sampler]") {
+  const nlohmann::json expected = golden()["timestep_hashes"];
+  for (const SamplerKind kind : {SamplerKind::kDdpm, SamplerKind::kDdim, SamplerKind::kDpmpp2m})
+    for (const Spacing spacing : {Spacing::kLeading, Spacing::kTrailing, Spacing::kLinspace}) {
+      uint64_t hash = 0xcbf29ce484222325;
+      for (int steps = 1; steps <= 1000; ++steps) {
+        const bool repeats =
+            steps == 1000 && kind == SamplerKind::kDpmpp2m && spacing != Spacing::kTrailing;
+        if (repeats) {
+          CHECK(error_of([&] {
+                  sampler_timesteps(kind, spacing, steps, 1000);
+                }).find("at most 999") != std::string::npos);
+          continue;
+        }
+        for (const int t : sampler_timesteps(kind, spacing, steps, 1000))
+          hash = (hash ^ static_cast<uint64_t>(t)) * 0x100000001b3;
+      }
+      INFO(name_of(kind) << " " << name_of(spacing));
+      CHECK(format("%016llx", static_cast<unsigned long long>(hash)) ==
+            expected[name_of(kind)][name_of(spacing)]);
+    }
+}
+
+TEST_CASE("sampler: whole chains against diffusers", "[sampler]") {
+  const nlohmann::json file = golden();
+  REQUIRE(file["cases"].size() > 300);
+  Values start;
+  for (int i = 0; i < 16; ++i) start.push_back((i - 7.5) / 4);
+  const auto noise = [](int t, size_t i) {
+    return ((31 * t + 17 * static_cast<int>(i)) % 64 - 31.5) / 32;
+  };
+  for (const auto& row : file["cases"]) {
+    const SchedulerConfig c = scheduler_from_json(row["config"], "case");
+    SamplerOptions o{.kind = parse_sampler(row["sampler"].get<std::string>()),
+                     .steps = row["steps"],
+                     .eta = row["eta"]};
+    if (row["config"].contains("timestep_spacing"))
+      o.spacing = parse_spacing(row["config"]["timestep_spacing"].get<std::string>());
+    const auto rows = sampler_rows(Schedule(c), c, o);
+    REQUIRE(rows.size() == row["steps"].get<size_t>());
+    const Values x = chain(rows, start, noise);
+    // The rows' coefficients are floats; at t = 999 two of 157 cancel, so 157 * 2^-24 may remain.
+    double worst = 0;
+    for (size_t i = 0; i < x.size(); ++i)
+      worst = std::max(worst, std::abs(x[i] - row["x"][i].get<double>()));
+    INFO(row["sampler"] << " " << row["steps"] << " eta " << row["eta"] << " " << row["config"]);
+    CHECK(worst < 1e-5);
+  }
+}
+
+TEST_CASE("sampler: defaults", "[sampler]") {
+  SchedulerConfig c;
+  const Schedule s(c);
+  const auto lists = [&](const SamplerOptions& o) { return timesteps(sampler_rows(s, c, o)); };
+  CHECK(lists({}) == sampler_timesteps(SamplerKind::kDdpm, Spacing::kLeading, 1000, 1000));
+  CHECK(lists({.kind = SamplerKind::kDdim}) ==
+        sampler_timesteps(SamplerKind::kDdim, Spacing::kLeading, 50, 1000));
+  CHECK(lists({.kind = SamplerKind::kDpmpp2m}) ==
+        sampler_timesteps(SamplerKind::kDpmpp2m, Spacing::kLinspace, 20, 1000));
+  c.num_train_timesteps = 12;  // fewer timesteps than the defaults
+  c.beta_end = 0.5;
+  const Schedule few(c);
+  CHECK(sampler_rows(few, c, {}).size() == 12);
+  CHECK(sampler_rows(few, c, {.kind = SamplerKind::kDdim}).size() == 12);
+  CHECK(sampler_rows(few, c, {.kind = SamplerKind::kDpmpp2m}).size() == 11);
+}
+
+TEST_CASE("sampler: clipping follows the configuration", "[sampler]") {
+  SchedulerConfig c;
+  const Schedule s(c);
+  const auto clip = [&](SamplerKind kind) {
+    return sampler_rows(s, c, {.kind = kind, .steps = 5})[2].clip;
+  };
+  c.clip_sample_range = 0.5;
+  CHECK(clip(SamplerKind::kDdpm) == 0.5f);
+  CHECK(clip(SamplerKind::kDdim) == 0.5f);
+  CHECK(std::isinf(clip(SamplerKind::kDpmpp2m)));
+  c.clip_sample = false;
+  CHECK(std::isinf(clip(SamplerKind::kDdpm)));
+  CHECK(std::isinf(clip(SamplerKind::kDdim)));
+}
+
+TEST_CASE("sampler: what cannot be asked for", "[sampler]") {
+  const SchedulerConfig c;
+  const Schedule s(c);
+  const auto error = [&](const SamplerOptions& o) {
+    return error_of([&] { sampler_rows(s, c, o); });
+  };
+  using Catch::Contains;
+  CHECK_THAT(error({.steps = 0}), Contains("steps 0") && Contains("1 to 1000"));
+  CHECK_THAT(error({.steps = -5}), Contains("steps -5"));
+  CHECK_THAT(error({.steps = 1001}), Contains("steps 1001"));
+  CHECK_THAT(error({.eta = 0.5}), Contains("eta 0.5") && Contains("ddim only"));
+  CHECK_THAT(error({.kind = SamplerKind::kDpmpp2m, .eta = 1}), Contains("ddim only"));
+  CHECK_THAT(error({.kind = SamplerKind::kDdim, .eta = 1.5}), Contains("0 to 1"));
+  CHECK_THAT(error({.kind = SamplerKind::kDdim, .eta = -0.1}), Contains("0 to 1"));
+  CHECK_THAT(error({.kind = SamplerKind::kDdim, .eta = std::nan("")}), Contains("0 to 1"));
+  CHECK_THAT(error_of([] { parse_sampler("ddmp"); }), Contains("ddmp") && Contains("\"ddpm\""));
+  CHECK_THAT(error_of([] { parse_spacing("linespace"); }), Contains("\"linspace\""));
+  for (const auto kind : {SamplerKind::kDdpm, SamplerKind::kDdim, SamplerKind::kDpmpp2m})
+    CHECK(parse_sampler(name_of(kind)) == kind);
+  for (const auto spacing : {Spacing::kLeading, Spacing::kTrailing, Spacing::kLinspace})
+    CHECK(parse_spacing(name_of(spacing)) == spacing);
+}

@@ -1,0 +1,147 @@
+// Golden values: the closed forms evaluated in double by another program, to the digits shown.
+#include "model/schedule.h"
+
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <limits>
+
+namespace {
+
+using namespace ddpm;
+
+// The golden tables below carry 9 digits.
+Approx digits9(double v) { return Approx(v).epsilon(1e-8).margin(0); }
+Approx digits6(double v) { return Approx(v).epsilon(1e-6).margin(0); }
+
+Schedule make(BetaSchedule kind, int timesteps = 1000) {
+  SchedulerConfig c;
+  c.beta_schedule = kind;
+  c.num_train_timesteps = timesteps;
+  return Schedule(c);
+}
+
+}  // namespace
+
+TEST_CASE("schedule: linear tables", "[schedule]") {
+  const Schedule s = make(BetaSchedule::kLinear);
+  REQUIRE(s.timesteps() == 1000);
+  struct Row {
+    size_t t;
+    double beta, ab, sqrt_1mab, sqrt_recipm1, post_var, coef1, coef2;
+  };
+  const Row rows[] = {
+      {0, 1e-4, 0.9999, 0.01, 0.0100005, 0, 1, 0},
+      {1, 1.1991992e-4, 0.999780092, 0.0148292929, 0.0148309237, 5.45318766e-05, 0.5452915,
+       0.454708499},
+      {10, 2.99199199e-4, 0.997806573, 0.046834042, 0.0468854902, 2.5846362e-04, 0.13627786,
+       0.863722069},
+      {100, 2.09199199e-3, 0.895141591, 0.323818482, 0.342259699, 2.05455353e-03, 0.0188954556,
+       0.981076103},
+      {500, 0.01005996, 0.0777966584, 0.960314189, 3.44296711, 0.0100513358, 3.05805708e-03,
+       0.994104351},
+      {999, 0.02, 4.03582977e-05, 0.999979821, 157.407281, 0.0199999835, 1.28351487e-04,
+       0.989948678},
+  };
+  for (const Row& r : rows) {
+    INFO("t " << r.t);
+    CHECK(s.beta[r.t] == digits9(r.beta));
+    CHECK(s.ab[r.t] == digits9(r.ab));
+    CHECK(s.sqrt_1mab[r.t] == digits9(r.sqrt_1mab));
+    CHECK(s.sqrt_recipm1[r.t] == Approx(r.sqrt_recipm1).epsilon(2e-8));
+    CHECK(s.post_var[r.t] == digits9(r.post_var));
+    CHECK(s.coef1[r.t] == digits9(r.coef1));
+    CHECK(s.coef2[r.t] == digits9(r.coef2));
+  }
+  CHECK(s.posterior_log_variance_clipped[0] == digits6(-9.816725));
+  CHECK(s.posterior_log_variance_clipped[1] == s.posterior_log_variance_clipped[0]);
+  CHECK(std::exp(0.5 * s.posterior_log_variance_clipped[0]) == digits6(7.38457e-3));
+  CHECK(s.posterior_log_variance_clipped[100] == digits9(std::log(s.post_var[100])));
+}
+
+TEST_CASE("schedule: alpha-bar of the other schedules", "[schedule]") {
+  const Schedule scaled = make(BetaSchedule::kScaledLinear);
+  CHECK(scaled.ab[999] == Approx(7.334e-4).epsilon(1e-4));
+  CHECK(scaled.beta[0] == digits9(1e-4));
+  CHECK(scaled.beta[999] == digits9(0.02));
+  const Schedule cosine = make(BetaSchedule::kSquaredcosCapV2);
+  CHECK(cosine.beta[0] == digits6(4.128422e-05));
+  CHECK(cosine.beta[1] == digits6(4.614175e-05));
+  CHECK(cosine.beta[500] == digits6(3.155691e-03));
+  CHECK(cosine.beta[998] < 0.999);
+  CHECK(cosine.beta[999] == 0.999);
+  CHECK(cosine.ab[499] == digits6(0.493844));
+  CHECK(cosine.ab[998] == Approx(2.4288e-06).epsilon(2e-5));
+  CHECK(cosine.ab[999] == Approx(2.4288e-09).epsilon(2e-5));
+}
+
+TEST_CASE("schedule: identities between the tables", "[schedule]") {
+  for (const auto kind :
+       {BetaSchedule::kLinear, BetaSchedule::kScaledLinear, BetaSchedule::kSquaredcosCapV2})
+    for (const int timesteps : {2, 3, 10, 1000, 4000}) {
+      const Schedule s = make(kind, timesteps);
+      REQUIRE(s.timesteps() == timesteps);
+      CHECK(s.alpha_bar(-1) == 1);
+      for (int t = 0; t < timesteps; ++t) {
+        const auto i = static_cast<size_t>(t);
+        INFO("timesteps " << timesteps << " t " << t);
+        REQUIRE(s.alpha_bar(t) == s.ab[i]);
+        REQUIRE(s.abp[i] == s.alpha_bar(t - 1));
+        REQUIRE(s.ab[i] == Approx(s.abp[i] * (1 - s.beta[i])).epsilon(1e-15));
+        REQUIRE(s.sqrt_ab[i] * s.sqrt_recip[i] == Approx(1).epsilon(1e-14));
+        REQUIRE(s.sqrt_ab[i] * s.sqrt_ab[i] + s.sqrt_1mab[i] * s.sqrt_1mab[i] ==
+                Approx(1).epsilon(1e-14));
+        // 1 - ab cancels, so what involves it agrees to eps / (1 - ab).
+        REQUIRE(s.sqrt_recipm1[i] * s.sqrt_recipm1[i] * s.snr[i] == Approx(1).epsilon(1e-10));
+        REQUIRE(s.log_1mab[i] == Approx(2 * std::log(s.sqrt_1mab[i])).epsilon(1e-13).margin(1e-15));
+        // The posterior mean of x_t = sqrt_ab x_0 without noise is sqrt_abp x_0.
+        REQUIRE(s.coef1[i] + s.coef2[i] * s.sqrt_ab[i] ==
+                Approx(std::sqrt(s.abp[i])).epsilon(1e-10));
+        // Variance of x_{t-1}: through the posterior, or directly.
+        REQUIRE(s.post_var[i] + s.coef2[i] * s.coef2[i] * (1 - s.ab[i]) ==
+                Approx(1 - s.abp[i]).epsilon(1e-10).margin(1e-18));
+      }
+    }
+}
+
+TEST_CASE("schedule: float tables of q_sample", "[schedule]") {
+  const Schedule s = make(BetaSchedule::kLinear);
+  const NoiseDesc d = s.noise_desc({2, 3, 5, 7});
+  CHECK(d.x == Shape{2, 3, 5, 7});
+  REQUIRE(d.sqrt_ab.size() == 1000);
+  REQUIRE(d.sqrt_1mab.size() == 1000);
+  for (const size_t t : {0, 1, 500, 999}) {
+    CHECK(d.sqrt_ab[t] == static_cast<float>(std::sqrt(s.ab[t])));
+    CHECK(d.sqrt_1mab[t] == static_cast<float>(std::sqrt(1 - s.ab[t])));
+  }
+}
+
+TEST_CASE("schedule: betas that cannot be used", "[schedule]") {
+  const auto status = [](const SchedulerConfig& c) {
+    try {
+      Schedule s(c);
+      return Status::kOk;
+    } catch (const Error& e) {
+      return e.status();
+    }
+  };
+  SchedulerConfig c;
+  CHECK(status(c) == Status::kOk);
+  c.beta_end = 0.9;  // the product underflows what fp32 can divide by
+  CHECK(status(c) == Status::kConfig);
+  c.num_train_timesteps = 10;
+  CHECK(status(c) == Status::kOk);
+  for (const double bad : {0.0, -1e-4, 1.0, 1e-17, std::numeric_limits<double>::quiet_NaN(),
+                           std::numeric_limits<double>::infinity()}) {
+    c = {};
+    c.beta_start = bad;
+    CHECK(status(c) == Status::kConfig);
+    c = {};
+    c.beta_end = bad;
+    CHECK(status(c) == Status::kConfig);
+  }
+  for (const int bad : {-1, 0, 1}) {
+    c = {};
+    c.num_train_timesteps = bad;
+    CHECK(status(c) == Status::kBug);  // the reader of configurations lets none through
+  }
+}

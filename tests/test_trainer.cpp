@@ -1,0 +1,175 @@
+// Training is a function of its configuration: repeated, resumed or poisoned it gives the same bits.
+#include <catch2/catch.hpp>
+
+#include <cmath>
+#include <filesystem>
+
+#include "engine/shapes.h"
+#include "model/pipeline.h"
+#include "model/presets.h"
+#include "model/trainer.h"
+#include "tests/temp_folder.h"
+
+using namespace ddpm;
+
+namespace {
+
+UNetConfig small_unet() {
+  UNetConfig u = find_preset("tiny").unet;
+  u.sample_height = u.sample_width = 8;
+  u.block_out_channels = {16, 32};
+  u.dropout = 0.1;
+  u.num_class_embeds = 3;
+  return u;
+}
+
+TrainerOptions small_options(bool poison = false) {
+  TrainerOptions o;
+  o.batch_size = 5;
+  o.flip = true;
+  o.adam.learning_rate = 1e-3f;
+  o.adam.warmup_steps = 3;
+  o.adam.ema_decay = 0.9f;
+  o.executor.poison = poison;
+  return o;
+}
+
+std::unique_ptr<Trainer> make(Backend& backend, bool poison = false) {
+  auto trainer = std::make_unique<Trainer>(backend, small_unet(), SchedulerConfig{},
+                                           small_options(poison), make_shapes(13, {1, 8, 8, 3}));
+  trainer->initialize(42);
+  return trainer;
+}
+
+// Everything a run is, as one list of values.
+std::vector<float> contents(const Trainer& trainer) {
+  std::vector<float> all, part;
+  for (Arena a : {Arena::kWeights, Arena::kM, Arena::kV, Arena::kEma})
+    for (const CheckpointTensor& t : checkpoint_tensors(trainer.store().params())) {
+      trainer.store().read(a, t, part);
+      all.insert(all.end(), part.begin(), part.end());
+    }
+  return all;
+}
+
+void steps(Trainer& trainer, int count) {
+  for (int i = 0; i < count; ++i) trainer.step();
+}
+
+void save(const Trainer& trainer, const Backend& backend, const std::string& folder) {
+  save_checkpoint(folder, small_unet(), {}, trainer.store(),
+                  {.step = trainer.state().step, .seed = 42, .batch_size = 5,
+                   .numerics = backend.numerics()});
+}
+
+}  // namespace
+
+TEST_CASE("trainer: the loss falls, and two runs are the same bits", "[trainer]") {
+  auto backend = make_cpu_backend({});
+  auto a = make(*backend), b = make(*backend), poisoned = make(*backend, true);
+  const std::vector<float> start = contents(*a);
+  a->step();
+  const float first_loss = a->state().loss;
+  CHECK(first_loss == Approx(1).margin(0.15));
+  CHECK(contents(*a) != start);
+  steps(*a, 7);
+  CHECK(a->state().step == 8);
+  CHECK(a->state().nonfinite == 0);
+  steps(*b, 8);
+  CHECK(contents(*b) == contents(*a));
+  // Memory that is not alive holds NaN: nothing reads what nobody wrote.
+  steps(*poisoned, 8);
+  CHECK(contents(*poisoned) == contents(*a));
+  steps(*a, 150);
+  const double before = a->state().loss_sum;
+  steps(*a, 50);
+  CHECK((a->state().loss_sum - before) / 50 < 0.7);
+}
+
+TEST_CASE("trainer: saved and resumed at every step of an epoch it is the unbroken run",
+          "[trainer]") {
+  const test::TempFolder tmp;
+  auto backend = make_cpu_backend({});
+  auto unbroken = make(*backend);
+  steps(*unbroken, 7);
+  for (int at = 0; at < 7; at += 2) {
+    const std::string folder = tmp / "step";
+    auto first = make(*backend);
+    steps(*first, at);
+    save(*first, *backend, folder);
+    auto second = make(*backend);
+    steps(*second, 3);  // whatever it held before
+    const Manifest m = load_checkpoint(folder, second->store());
+    CHECK(m.step == static_cast<uint64_t>(at));
+    CHECK(m.numerics == backend->numerics());
+    StepState state;
+    state.seed = m.seed;
+    state.step = m.step;
+    second->set_state(state);
+    steps(*second, 7 - at);
+    CHECK(contents(*second) == contents(*unbroken));
+  }
+}
+
+TEST_CASE("checkpoint: equal state gives equal bytes, and a flipped bit is found", "[trainer]") {
+  const test::TempFolder tmp;
+  auto backend = make_cpu_backend({});
+  auto trainer = make(*backend);
+  steps(*trainer, 2);
+  save(*trainer, *backend, tmp / "a");
+  save(*trainer, *backend, tmp / "b");
+  for (const char* file : {"unet/diffusion_pytorch_model.safetensors", "unet/config.json",
+                           "training_state.safetensors", "manifest.json", "model_index.json",
+                           "scheduler/scheduler_config.json"}) {
+    INFO(file);
+    CHECK(test::get_bytes(tmp / "a/" + file) == test::get_bytes(tmp / "b/" + file));
+  }
+  for (const char* file : {"unet/diffusion_pytorch_model.safetensors",
+                           "training_state.safetensors"}) {
+    const std::string path = tmp / "b/" + file;
+    std::string bytes = test::get_bytes(path);
+    const std::string good = bytes;
+    bytes[bytes.size() - 1000] = static_cast<char>(bytes[bytes.size() - 1000] ^ 4);
+    test::put_bytes(path, bytes);
+    CHECK_THROWS_WITH(load_checkpoint(tmp / "b", trainer->store()),
+                      Catch::Contains("checksum"));
+    test::put_bytes(path, good);
+  }
+  CHECK_NOTHROW(load_checkpoint(tmp / "b", trainer->store()));
+}
+
+TEST_CASE("trainer: a step that is not finite changes nothing and is named", "[trainer]") {
+  auto backend = make_cpu_backend({});
+  auto trainer = make(*backend);
+  steps(*trainer, 2);
+  const std::vector<CheckpointTensor> tensors = checkpoint_tensors(trainer->store().params());
+  const auto conv = std::find_if(tensors.begin(), tensors.end(), [](const CheckpointTensor& t) {
+    return t.key == "mid_block.resnets.1.conv2.weight";
+  });
+  REQUIRE(conv != tensors.end());
+  std::vector<float> values;
+  trainer->store().read(Arena::kWeights, *conv, values);
+  const std::vector<float> good = values;
+  values[7] = std::numeric_limits<float>::infinity();
+  trainer->store().write(Arena::kWeights, *conv, values);
+  const std::vector<float> before = contents(*trainer);
+  steps(*trainer, 3);
+  const StepState state = trainer->state();
+  CHECK(state.nonfinite != 0);
+  CHECK(state.bad_step == 2);
+  CHECK(state.step == 2);
+  CHECK(contents(*trainer) == before);
+  StepState again = state;
+  again.nonfinite = 0;
+  trainer->set_state(again);
+  CHECK(trainer->executor().step_checked().starts_with("mid_block.resnets.1.conv2:conv_"));
+}
+
+TEST_CASE("trainer: every image once per epoch", "[trainer]") {
+  // 13 images in batches of 5: positions 0..64 are five epochs, whatever step they fall in.
+  for (uint32_t epoch = 0; epoch < 5; ++epoch) {
+    std::vector<int> seen(13, 0);
+    for (uint64_t p = 0; p < 13; ++p) ++seen[permute(p, 13, 42, epoch)];
+    CHECK(std::all_of(seen.begin(), seen.end(), [](int count) { return count == 1; }));
+  }
+}

@@ -1,0 +1,67 @@
+// The subcommands of `ddpm`: what the command line fills in, and what runs it. Each is implemented in
+// the file of its name. All throw Error; its status is the exit code.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tools/common.h"
+#include "tools/pack.h"
+
+namespace ddpm::tools {
+
+struct TrainArgs {
+  std::string data, preset, config, out;
+  std::string resume = "auto";
+  // Assignments "train.steps=100", in the order given: flags and --set alike.
+  std::vector<std::string> settings;
+  DeviceOptions device;
+};
+// Returns kStopped where a signal ended it, after saving.
+Status run_train(const TrainArgs&);
+
+struct SampleArgs {
+  std::string model, out, init;
+  std::string sampler = "ddpm", spacing;
+  int64_t num = 64;
+  uint64_t first = 0, seed = 0;
+  int batch_size = 0;          // 0: min(num, 64)
+  std::optional<int> steps;    // the sampler's default
+  double eta = 0;
+  DeviceOptions device;
+};
+void run_sample(const SampleArgs&);
+
+struct ProbeArgs {
+  std::string what;  // "forward" or "gradient"
+  std::string model, input, out;
+  DeviceOptions device;
+};
+void run_probe(const ProbeArgs&);
+
+void run_pack(const PackOptions&);
+
+struct InfoArgs {
+  std::string model, preset;
+  int batch_size = 0;  // 0: the preset's, or 1
+};
+void run_info(const InfoArgs&);
+
+struct BenchArgs {
+  std::string work;  // "train", "sample" or "ops"
+  std::string model, preset = "cifar10", json;
+  int batch_size = 8;
+  int steps = 10;
+  DeviceOptions device;
+};
+void run_bench(const BenchArgs&);
+
+// Returns kDevice if no backend works.
+Status run_doctor();
+
+// "ddpm 0.1.0 (commit) oneDNN 2.6.3 ..."
+std::string version_text();
+
+}  // namespace ddpm::tools

@@ -1,0 +1,110 @@
+#include "tools/common.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "engine/nearest_name.h"
+
+namespace ddpm::tools {
+namespace {
+
+Precision parse_precision(const std::string& name) {
+  if (name == "auto") return Precision::kAuto;
+  if (name == "fp32") return Precision::kFp32;
+  if (name == "tf32") return Precision::kTf32;
+  if (name == "bf16") return Precision::kBf16;
+  fail(Status::kUsage, "--precision %s: allowed are auto, fp32, tf32, bf16", name.c_str());
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> open_backend(const DeviceOptions& o) {
+  BackendOptions options;
+  options.precision = parse_precision(o.precision);
+  options.threads = o.threads;
+  options.batch_invariant = o.batch_invariant;
+  if (o.device == "auto" || o.device == "cpu") return make_cpu_backend(options);
+  if (o.device == "cuda") return make_cuda_backend(options, 0);
+  if (o.device.starts_with("cuda:")) {
+    const std::string index = o.device.substr(5);
+    if (!index.empty() && index.size() < 4 &&
+        std::all_of(index.begin(), index.end(), [](char c) { return c >= '0' && c <= '9'; }))
+      return make_cuda_backend(options, std::stoi(index));
+  }
+  fail(Status::kUsage, "--device %s%s: allowed are auto, cpu, cuda, cuda:I", o.device.c_str(),
+       did_you_mean(o.device, {"auto", "cpu", "cuda"}).c_str());
+}
+
+std::string grouped(int64_t value) {
+  std::string text = std::to_string(value);
+  const size_t sign = value < 0 ? 1 : 0;
+  for (size_t i = text.size(); i > sign + 3;) text.insert(i -= 3, ",");
+  return text;
+}
+
+std::string bytes_text(size_t bytes) {
+  const double mib = static_cast<double>(bytes) / (1 << 20);
+  return mib < 1024 ? format("%.1f MiB", mib) : format("%.2f GiB", mib / 1024);
+}
+
+size_t peak_bytes() {
+  std::ifstream status("/proc/self/status");
+  std::string word;
+  while (status >> word)
+    if (word == "VmHWM:") {
+      size_t kib = 0;
+      status >> kib;
+      return kib * 1024;
+    }
+  return 0;
+}
+
+void require_writable(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  fs::path at = fs::absolute(path, error);
+  while (!at.empty() && !fs::exists(at, error) && at != at.root_path()) at = at.parent_path();
+  if (access(at.c_str(), W_OK) != 0)
+    fail(Status::kFile, "cannot write %s: %s: %s; choose another --out", path.c_str(), at.c_str(),
+         std::strerror(errno));
+  if (at != fs::absolute(path, error) && !fs::is_directory(at, error))
+    fail(Status::kFile, "cannot write %s: %s is not a folder; choose another --out", path.c_str(),
+         at.c_str());
+}
+
+std::vector<float> to_nchw(const std::vector<float>& nhwc, int n, int h, int w, int c) {
+  std::vector<float> out(nhwc.size());
+  const size_t pixels = static_cast<size_t>(h) * w, channels = static_cast<size_t>(c);
+  for (size_t i = 0; i < static_cast<size_t>(n); ++i)
+    for (size_t p = 0; p < pixels; ++p)
+      for (size_t k = 0; k < channels; ++k)
+        out[(i * channels + k) * pixels + p] = nhwc[(i * pixels + p) * channels + k];
+  return out;
+}
+
+std::vector<float> to_nhwc(const std::vector<float>& nchw, int n, int h, int w, int c) {
+  std::vector<float> out(nchw.size());
+  const size_t pixels = static_cast<size_t>(h) * w, channels = static_cast<size_t>(c);
+  for (size_t i = 0; i < static_cast<size_t>(n); ++i)
+    for (size_t k = 0; k < channels; ++k)
+      for (size_t p = 0; p < pixels; ++p)
+        out[(i * pixels + p) * channels + k] = nchw[(i * channels + k) * pixels + p];
+  return out;
+}
+
+std::vector<uint8_t> to_uint8(const std::vector<float>& images) {
+  std::vector<uint8_t> out(images.size());
+  for (size_t i = 0; i < images.size(); ++i) {
+    const float scaled = std::clamp((images[i] + 1.0f) * 127.5f, 0.0f, 255.0f);
+    out[i] = static_cast<uint8_t>(std::floor(scaled + 0.5f));
+  }
+  return out;
+}
+
+}  // namespace ddpm::tools

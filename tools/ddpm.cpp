@@ -1,0 +1,237 @@
+// The program: its command line, and errors as one line and an exit code.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <new>
+
+#include "engine/nearest_name.h"
+#include "tools/commands.h"
+
+namespace ddpm::tools {
+namespace {
+
+constexpr uint64_t kMaxSeed = uint64_t{1} << 63;
+
+void add_device_flags(CLI::App* app, DeviceOptions& o) {
+  app->add_option("--device", o.device, "auto, cpu, cuda or cuda:I")->capture_default_str();
+  app->add_option("--precision", o.precision,
+                  "auto, fp32 (direct convolution only), tf32 or bf16 (CUDA)")
+      ->capture_default_str();
+  app->add_option("--threads", o.threads, "CPU threads; default all")
+      ->check(CLI::Range(1, 1024));
+}
+
+// A flag that stands for one setting of the run's config.
+void add_setting(CLI::App* app, TrainArgs& args, const char* flag, const char* path,
+                 const char* help) {
+  app->add_option_function<std::string>(
+      flag, [&args, path](const std::string& v) { args.settings.push_back(format("%s=%s", path, v.c_str())); },
+      help);
+}
+
+void add_train(CLI::App& program, TrainArgs& args, Status& status) {
+  CLI::App* app = program.add_subcommand("train", "Train a model on a data set");
+  app->add_option("--data", args.data,
+                  "shapes, a CIFAR-10 binary folder, a folder of PNG/JPEG, or a packed file")
+      ->required();
+  app->add_option("--preset", args.preset, "tiny (default), cifar10, celebahq256 or lsun256");
+  app->add_option("--config", args.config, "a run's config.json to take everything from");
+  app->add_option("--out", args.out, "run folder; default runs/PRESET");
+  add_setting(app, args, "--steps", "train.steps", "the step the run ends at");
+  add_setting(app, args, "--batch-size", "train.batch_size", "images per update");
+  add_setting(app, args, "--learning-rate", "train.learning_rate", "after warm-up");
+  add_setting(app, args, "--seed", "train.seed", "of weights, order, noise; default 0");
+  app->add_option_function<std::string>(
+         "--flip",
+         [&args](const std::string& v) {
+           args.settings.push_back(v == "on" ? "train.flip=true" : "train.flip=false");
+         },
+         "on or off: horizontal flips")
+      ->check(CLI::IsMember({"on", "off"}));
+  add_setting(app, args, "--dropout", "train.dropout", "probability of dropping an activation");
+  add_device_flags(app, args.device);
+  app->add_option("--resume", args.resume,
+                  "auto (go on with the run in --out), never, or a checkpoint folder to start from")
+      ->capture_default_str();
+  add_setting(app, args, "--save-every", "train.save_every", "steps; 0 = at the end only");
+  add_setting(app, args, "--keep-last", "train.keep_last", "checkpoints kept; 0 = all; default 3");
+  add_setting(app, args, "--sample-every", "train.sample_every", "steps; 0 = never");
+  add_setting(app, args, "--log-every", "train.log_every", "steps");
+  app->add_option_function<std::vector<std::string>>(
+      "--set",
+      [&args](const std::vector<std::string>& all) {
+        args.settings.insert(args.settings.end(), all.begin(), all.end());
+      },
+      "path=value: any setting of config.json, e.g. train.ema_decay=0.999");
+  app->footer("Example: ddpm train --data shapes --steps 2000 --out runs/try");
+  app->callback([&] { status = run_train(args); });
+}
+
+void add_sample(CLI::App& program, SampleArgs& args) {
+  CLI::App* app = program.add_subcommand("sample", "Draw images from a model");
+  app->add_option("--model", args.model, "run folder, checkpoint or diffusers folder")->required();
+  app->add_option("--out", args.out,
+                  "FILE.png (one grid), FILE.npz, FILE.safetensors, or a folder of PNGs")
+      ->required();
+  app->add_option("--num", args.num, "images")->capture_default_str();
+  app->add_option("--first", args.first, "number of the first image")->capture_default_str();
+  app->add_option("--batch-size", args.batch_size, "default min(num, 64)")
+      ->check(CLI::Range(1, 1 << 20));
+  app->add_option("--sampler", args.sampler, "ddpm, ddim or dpmpp2m")->capture_default_str();
+  app->add_option("--steps", args.steps, "default 1000 (ddpm), 50 (ddim), 20 (dpmpp2m)");
+  app->add_option("--spacing", args.spacing, "leading, trailing or linspace");
+  app->add_option("--eta", args.eta, "ddim's share of noise")->capture_default_str();
+  app->add_option("--seed", args.seed, "image k is a function of model, seed and k")
+      ->check(CLI::Range(uint64_t{0}, kMaxSeed))
+      ->capture_default_str();
+  app->add_option("--init", args.init, "safetensors file with x_T, F32 [N,C,H,W]");
+  app->add_flag("--batch-invariant", args.device.batch_invariant,
+                "the same bits for an image whatever the batch size");
+  add_device_flags(app, args.device);
+  app->footer("Example: ddpm sample --model runs/tiny --out grid.png --sampler ddim");
+  app->callback([&] { run_sample(args); });
+}
+
+void add_probe(CLI::App& program, ProbeArgs& args) {
+  CLI::App* app = program.add_subcommand(
+      "probe", "Run a model once on given inputs, to compare with other frameworks");
+  app->require_subcommand(1);
+  const auto add = [&](const char* what, const char* help) {
+    CLI::App* sub = app->add_subcommand(what, help);
+    sub->add_option("--model", args.model, "as for sample")->required();
+    sub->add_option("--input", args.input, "safetensors file")->required();
+    sub->add_option("--out", args.out, "safetensors file")->required();
+    add_device_flags(sub, args.device);
+    sub->callback([&args, what] {
+      args.what = what;
+      run_probe(args);
+    });
+  };
+  add("forward", "sample F32 [N,C,H,W], timestep I64 [N] -> model_output");
+  add("gradient", "x0, timestep, noise -> loss and the gradient of every weight");
+}
+
+void add_pack(CLI::App& program, PackOptions& args) {
+  CLI::App* app =
+      program.add_subcommand("pack", "Make one file of equally sized images from a folder");
+  app->add_option("source", args.source, "image folder, CIFAR-10 binary folder or packed file")
+      ->required();
+  app->add_option("--out", args.out, "FILE.safetensors")->required();
+  app->add_option_function<std::string>(
+      "--size",
+      [&args](const std::string& v) {
+        char end = 0;
+        if (std::sscanf(v.c_str(), "%dx%d%c", &args.h, &args.w, &end) != 2 || args.h < 1 ||
+            args.w < 1)
+          throw CLI::ValidationError("--size", "write HxW, e.g. 64x64");
+      },
+      "HxW; default the images' own");
+  app->add_option("--channels", args.channels, "1, 3 or 4")->check(CLI::IsMember({1, 3, 4}));
+  app->callback([&] { run_pack(args); });
+}
+
+void add_info(CLI::App& program, InfoArgs& args) {
+  CLI::App* app = program.add_subcommand("info", "Parameters, memory and work of a model");
+  CLI::Option* model = app->add_option("--model", args.model, "as for sample");
+  CLI::Option* preset = app->add_option("--preset", args.preset, "as for train");
+  model->excludes(preset);
+  app->add_option("--batch-size", args.batch_size, "default the preset's, or 1")
+      ->check(CLI::Range(1, 1 << 20));
+  app->callback([&] {
+    if (args.model.empty() && args.preset.empty())
+      throw CLI::RequiredError("--model or --preset");
+    run_info(args);
+  });
+}
+
+void add_bench(CLI::App& program, BenchArgs& args) {
+  CLI::App* app = program.add_subcommand("bench", "Time training, sampling or single operations");
+  app->require_subcommand(1);
+  const auto add = [&](const char* work, const char* help) {
+    CLI::App* sub = app->add_subcommand(work, help);
+    sub->add_option("--preset", args.preset, "as for train")->capture_default_str();
+    sub->add_option("--model", args.model, "as for sample");
+    sub->add_option("--batch-size", args.batch_size, "images per step")
+        ->check(CLI::Range(1, 1 << 20))
+        ->capture_default_str();
+    sub->add_option("--steps", args.steps, "timed steps")
+        ->check(CLI::Range(1, 1 << 20))
+        ->capture_default_str();
+    sub->add_option("--json", args.json, "file for the result");
+    add_device_flags(sub, args.device);
+    sub->callback([&args, work] {
+      args.work = work;
+      run_bench(args);
+    });
+  };
+  add("train", "a whole training step");
+  add("sample", "a denoising step");
+  add("ops", "each operation of a training step");
+}
+
+// "unknown flag --stepz; did you mean --steps?"
+std::string explain(const CLI::App& program, const CLI::ParseError& error) {
+  const CLI::App* app = &program;
+  while (!app->get_subcommands().empty()) app = app->get_subcommands().front();
+  std::string text = error.what();
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
+    const std::vector<std::string> rest = program.remaining(true);
+    const std::string word = rest.empty() ? "" : rest.front();
+    std::vector<std::string> names;
+    for (const CLI::Option* o : app->get_options()) names.push_back(o->get_name());
+    for (const CLI::App* sub : app->get_subcommands([](const CLI::App*) { return true; }))
+      names.push_back(sub->get_name());
+    text = format("unknown %s %s%s", word.starts_with("-") ? "flag" : "word", word.c_str(),
+                  did_you_mean(word, names).c_str());
+  }
+  return text + format(" (see ddpm%s%s --help)", app == &program ? "" : " ",
+                       app == &program ? "" : app->get_name().c_str());
+}
+
+int run(int argc, char** argv) {
+  CLI::App program("Trains and samples denoising diffusion models (DDPM, Ho et al. 2020).", "ddpm");
+  program.set_version_flag("--version", version_text());
+  program.require_subcommand(1);
+  Status status = Status::kOk;
+  TrainArgs train;
+  SampleArgs sample;
+  ProbeArgs probe;
+  PackOptions pack;
+  InfoArgs info;
+  BenchArgs bench;
+  add_train(program, train, status);
+  add_sample(program, sample);
+  add_probe(program, probe);
+  add_pack(program, pack);
+  add_info(program, info);
+  add_bench(program, bench);
+  program.add_subcommand("doctor", "What works on this machine, and how to get what does not")
+      ->callback([&] { status = run_doctor(); });
+  try {
+    program.parse(argc, argv);
+  } catch (const CLI::Success& e) {
+    return program.exit(e);
+  } catch (const CLI::ParseError& e) {
+    std::fprintf(stderr, "ddpm: %s\n", explain(program, e).c_str());
+    return static_cast<int>(Status::kUsage);
+  }
+  return static_cast<int>(status);
+}
+
+}  // namespace
+}  // namespace ddpm::tools
+
+int main(int argc, char** argv) {
+  using ddpm::Status;
+  try {
+    return ddpm::tools::run(argc, argv);
+  } catch (const ddpm::Error& e) {
+    std::fprintf(stderr, "ddpm: %s\n", e.what());
+    return static_cast<int>(e.status());
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "ddpm: out of memory; use a smaller --batch-size\n");
+    return static_cast<int>(Status::kMemory);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "ddpm: internal error: %s; please report it\n", e.what());
+    return static_cast<int>(Status::kBug);
+  }
+}

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# From a clone to pictures: builds the program, trains the `tiny` preset on the built-in shapes for a
+# few minutes, samples 64 images and prints the path of the grid. SEED=1 draws others.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+build=${DDPM_BUILD_DIR:-build}
+DDPM_TARGET=ddpm tools/build.sh -DDDPM_TESTS=OFF >&2
+
+out=runs/quickstart
+"$build/ddpm" train --preset tiny --data shapes --out "$out"
+"$build/ddpm" sample --model "$out" --out "$out/samples.png" --num 64 --sampler ddim \
+  --seed "${SEED:-0}"

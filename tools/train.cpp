@@ -1,0 +1,322 @@
+// ddpm train
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "engine/file_io.h"
+#include "engine/json.h"
+#include "model/generator.h"
+#include "model/pipeline.h"
+#include "model/run_config.h"
+#include "model/trainer.h"
+#include "tools/commands.h"
+#include "tools/data.h"
+#include "tools/image_io.h"
+#include "tools/progress.h"
+#include "tools/stop_signal.h"
+
+namespace ddpm::tools {
+namespace {
+
+RunConfig resolve_config(const TrainArgs& args) {
+  nlohmann::ordered_json json;
+  std::string source = "the command line";
+  if (!args.config.empty()) {
+    if (!args.preset.empty())
+      fail(Status::kUsage, "--preset and --config exclude each other: a config is whole");
+    source = args.config;
+    const nlohmann::json given = read_json_file(args.config, Status::kConfig);
+    json = to_json(run_config_from_json(given, args.config));
+  } else {
+    json = to_json(run_config_of(find_preset(args.preset.empty() ? "tiny" : args.preset)));
+  }
+  json["train"]["data"] = args.data;
+  json["train"]["precision"] = args.device.precision;
+  for (const std::string& setting : args.settings) set_path(json, setting);
+  return run_config_from_json(json, source);
+}
+
+AdamDesc adam_desc(const TrainConfig& t) {
+  AdamDesc d;
+  d.learning_rate = static_cast<float>(t.learning_rate);
+  d.warmup_steps = t.warmup_steps;
+  d.grad_clip = static_cast<float>(t.grad_clip);
+  d.ema_decay = static_cast<float>(t.ema_decay);
+  return d;
+}
+
+// The checkpoint to go on from; empty: a fresh run.
+std::string find_start(const TrainArgs& args, const RunConfig& config, const std::string& out) {
+  if (args.resume == "never" || args.resume == "auto") {
+    const bool run = file_exists(out + "/config.json");
+    if (run && args.resume == "never")
+      fail(Status::kUsage, "%s holds a run already; choose another --out or leave out --resume never",
+           out.c_str());
+    if (!run) return {};
+    const std::string path = out + "/config.json";
+    require_same_run(config, run_config_from_json(read_json_file(path, Status::kConfig), path),
+                     path);
+    const auto checkpoints = list_checkpoints(out);
+    return checkpoints.empty() ? std::string() : checkpoints.rbegin()->second;
+  }
+  if (file_exists(out + "/config.json"))
+    fail(Status::kUsage, "--resume %s starts a run of its own: %s holds one already; choose another "
+         "--out", args.resume.c_str(), out.c_str());
+  return open_pipeline(args.resume).folder;
+}
+
+// Previews: as many images as are worth looking at, in batches no larger than training's.
+struct Preview {
+  int count = 64;
+  std::unique_ptr<Generator> generator;
+};
+
+class Run {
+ public:
+  Run(const TrainArgs& args, const RunConfig& config, const std::string& out)
+      : config_(config), out_(out), backend_(open_backend(args.device)) {}
+
+  Status run(const TrainArgs& args);
+
+ private:
+  void prepare(const TrainArgs& args);
+  void print_header(const std::string& start) const;
+  void keep_metrics_until(uint64_t step) const;
+  void after_step(uint64_t step, Progress& progress, AppendFile& metrics);
+  void check_finite(const StepState& state);
+  void log(uint64_t step, Progress& progress, AppendFile& metrics);
+  void draw_samples(uint64_t step, Progress& progress);
+  void save(uint64_t step, Progress& progress);
+
+  const TrainConfig& train() const { return config_.train; }
+
+  RunConfig config_;
+  std::string out_;
+  std::unique_ptr<Backend> backend_;
+  std::string data_description_;
+  std::unique_ptr<Trainer> trainer_;
+  Preview preview_;
+  uint64_t first_step_ = 0, logged_step_ = 0;
+  double logged_seconds_ = 0, logged_loss_sum_ = 0;
+};
+
+void Run::prepare(const TrainArgs& args) {
+  const UNetConfig& unet = config_.unet;
+  const Shape image{1, unet.sample_height, unet.sample_width, unet.in_channels};
+  require_writable(out_);
+  const std::string start = find_start(args, config_, out_);
+  Dataset data = load_data(train().data, image);
+  if (data.count < train().batch_size)
+    fail(Status::kConfig, "%s holds %lld images, fewer than a batch of %d; use --batch-size %lld",
+         train().data.c_str(), static_cast<long long>(data.count), train().batch_size,
+         static_cast<long long>(data.count));
+  if (unet.num_class_embeds) {
+    if (data.labels.empty())
+      fail(Status::kConfig, "%s has no labels, which a model with num_class_embeds needs",
+           train().data.c_str());
+    for (int32_t label : data.labels)
+      if (label >= *unet.num_class_embeds)
+        fail(Status::kConfig, "%s has label %d; the model has num_class_embeds %d",
+             train().data.c_str(), label, *unet.num_class_embeds);
+  }
+  data_description_ = data.description;
+
+  TrainerOptions options;
+  options.batch_size = train().batch_size;
+  options.flip = train().flip;
+  options.adam = adam_desc(train());
+  trainer_ = std::make_unique<Trainer>(*backend_, unet, config_.scheduler, options, std::move(data));
+  if (start.empty()) {
+    trainer_->initialize(train().seed);
+  } else {
+    const Manifest m = load_checkpoint(start, trainer_->store());
+    StepState state;
+    state.seed = train().seed;
+    state.step = m.step;
+    trainer_->set_state(state);
+    first_step_ = m.step;
+    if (m.numerics != backend_->numerics())
+      std::fprintf(stderr, "note: this run began as \"%s\" and goes on as \"%s\": not bit-exact\n",
+                   m.numerics.c_str(), backend_->numerics().c_str());
+  }
+  if (train().sample_every > 0) {
+    preview_.count = image.pixels() <= 64 * 64 ? 64 : 16;
+    ParamArenas arenas;
+    arenas[Arena::kWeights] = trainer_->store().arenas()[Arena::kEma];
+    preview_.generator = std::make_unique<Generator>(
+        *backend_, unet, config_.scheduler, SamplerOptions{.kind = SamplerKind::kDdim},
+        std::min(preview_.count, train().batch_size), [&](const Params&) { return arenas; });
+  }
+  print_header(start);
+}
+
+void Run::print_header(const std::string& start) const {
+  const size_t previews = preview_.generator ? preview_.generator->bytes() : 0;
+  std::fprintf(stderr, "device   %s\n", backend_->description().c_str());
+  std::fprintf(stderr, "model    %s parameters, images %dx%dx%d\n",
+               grouped(trainer_->store().params().count()).c_str(), config_.unet.sample_height,
+               config_.unet.sample_width, config_.unet.in_channels);
+  std::fprintf(stderr, "data     %s\n", data_description_.c_str());
+  std::fprintf(stderr, "memory   %s planned: %s parameters and optimizer, %s activations and data, "
+               "%s previews\n",
+               bytes_text(trainer_->bytes() + previews).c_str(),
+               bytes_text(trainer_->store().bytes()).c_str(),
+               bytes_text(trainer_->bytes() - trainer_->store().bytes()).c_str(),
+               bytes_text(previews).c_str());
+  std::fprintf(stderr, "steps    %s to %s, batch %d%s\n",
+               grouped(static_cast<int64_t>(first_step_)).c_str(), grouped(train().steps).c_str(),
+               train().batch_size,
+               start.empty() ? "" : (", resumed from " + start).c_str());
+  std::fprintf(stderr, "output   %s: a checkpoint every %lld steps, samples every %lld\n",
+               out_.c_str(), static_cast<long long>(train().save_every),
+               static_cast<long long>(train().sample_every));
+}
+
+// Drops the lines of steps that will be made again.
+void Run::keep_metrics_until(uint64_t step) const {
+  const std::string path = out_ + "/metrics.jsonl";
+  if (!file_exists(path)) return;
+  const std::string text = read_small_file(path, size_t{1} << 30);
+  std::string kept;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    const std::string line = text.substr(at, end - at);
+    at = end + 1;
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    if (json.is_object() && json.contains("step") && json["step"].is_number_unsigned() &&
+        json["step"].get<uint64_t>() <= step)
+      kept += line + "\n";
+  }
+  if (kept != text) write_file(path, kept);
+}
+
+void Run::check_finite(const StepState& state) {
+  if (state.nonfinite == 0) return;
+  // The update was not applied: the same step again shows where it went wrong.
+  StepState again = state;
+  again.nonfinite = 0;
+  trainer_->set_state(again);
+  const std::string where = trainer_->executor().step_checked();
+  fail(Status::kNonFinite,
+       "step %llu produced values that are not finite, first in %s; no update was made since, the "
+       "last checkpoint in %s is good; try a lower --learning-rate",
+       static_cast<unsigned long long>(state.bad_step), where.empty() ? "the loss" : where.c_str(),
+       out_.c_str());
+}
+
+void Run::log(uint64_t step, Progress& progress, AppendFile& metrics) {
+  const StepState state = trainer_->state();
+  check_finite(state);
+  const double seconds = progress.seconds();
+  const double steps = static_cast<double>(step - logged_step_);
+  const double loss = (state.loss_sum - logged_loss_sum_) / steps;
+  const double rate = steps * train().batch_size / std::max(seconds - logged_seconds_, 1e-9);
+  nlohmann::ordered_json line;
+  line["step"] = step;
+  line["loss"] = loss;
+  line["grad_norm"] = state.grad_norm;
+  line["learning_rate"] = state.learning_rate;
+  line["images_per_second"] = rate;
+  line["seconds"] = seconds;
+  line["peak_bytes"] = peak_bytes();
+  metrics.append_line(line.dump());
+  progress.show(static_cast<int64_t>(step),
+                format("loss %.4f  %s images/s", loss, grouped(static_cast<int64_t>(rate)).c_str()));
+  logged_step_ = step;
+  logged_seconds_ = seconds;
+  logged_loss_sum_ = state.loss_sum;
+}
+
+void Run::draw_samples(uint64_t step, Progress& progress) {
+  Generator& g = *preview_.generator;
+  g.weights_changed();
+  std::vector<float> images;
+  for (int first = 0; first < preview_.count; first += g.batch_size()) {
+    const int count = std::min(g.batch_size(), preview_.count - first);
+    const std::vector<float> batch =
+        g.sample(train().seed, static_cast<uint64_t>(first), count);
+    images.insert(images.end(), batch.begin(), batch.end());
+  }
+  const Shape s = g.shape();
+  make_folders(out_ + "/samples");
+  const std::string path =
+      format("%s/samples/step-%08llu.png", out_.c_str(), static_cast<unsigned long long>(step));
+  write_png(path, image_grid(to_uint8(images).data(), preview_.count, s.h, s.w, s.c,
+                             display_scale(s.h, s.w)));
+  progress.line("samples  " + path);
+}
+
+void Run::save(uint64_t step, Progress& progress) {
+  check_finite(trainer_->state());
+  Manifest m;
+  m.step = step;
+  m.seed = train().seed;
+  m.batch_size = train().batch_size;
+  m.numerics = backend_->numerics();
+  make_folders(out_ + "/checkpoints");
+  const std::string folder = checkpoint_folder(out_, step);
+  save_checkpoint(folder, config_.unet, config_.scheduler, trainer_->store(), m);
+  progress.line("saved    " + folder);
+  if (train().keep_last == 0) return;
+  auto checkpoints = list_checkpoints(out_);
+  while (checkpoints.size() > static_cast<size_t>(train().keep_last)) {
+    std::filesystem::remove_all(checkpoints.begin()->second);
+    checkpoints.erase(checkpoints.begin());
+  }
+}
+
+void Run::after_step(uint64_t step, Progress& progress, AppendFile& metrics) {
+  const uint64_t last = static_cast<uint64_t>(train().steps);
+  const auto due = [&](int64_t every) {
+    return every > 0 && (step % static_cast<uint64_t>(every) == 0 || step == last);
+  };
+  if (due(train().log_every))
+    log(step, progress, metrics);
+  else
+    progress.update(static_cast<int64_t>(step));
+  if (due(train().sample_every)) draw_samples(step, progress);
+  if (due(train().save_every) || step == last) save(step, progress);
+}
+
+Status Run::run(const TrainArgs& args) {
+  StopSignal stop;
+  prepare(args);
+  const uint64_t last = static_cast<uint64_t>(train().steps);
+  if (first_step_ >= last) {
+    std::fprintf(stderr, "finished already: the run is at step %llu; --steps N goes on to N\n",
+                 static_cast<unsigned long long>(first_step_));
+    return Status::kOk;
+  }
+  make_folders(out_);
+  write_file(out_ + "/config.json", to_text(to_json(config_)));
+  keep_metrics_until(first_step_);
+  AppendFile metrics(out_ + "/metrics.jsonl");
+  logged_step_ = first_step_;
+  Progress progress("step", static_cast<int64_t>(first_step_), train().steps);
+  for (uint64_t step = first_step_ + 1; step <= last; ++step) {
+    trainer_->step();
+    after_step(step, progress, metrics);
+    if (stop.raised() && step < last) {
+      save(step, progress);
+      progress.line("stopped by a signal; the same command goes on from here");
+      return Status::kStopped;
+    }
+  }
+  return Status::kOk;
+}
+
+}  // namespace
+
+Status run_train(const TrainArgs& args) {
+  const RunConfig config = resolve_config(args);
+  const std::string name = !args.preset.empty() ? args.preset
+                           : args.config.empty()
+                               ? "tiny"
+                               : std::filesystem::path(args.config).stem().string();
+  const std::string out = args.out.empty() ? "runs/" + name : args.out;
+  return Run(args, config, out).run(args);
+}
+
+}  // namespace ddpm::tools
