@@ -180,7 +180,8 @@ TEST_CASE("json: integers are integers", "[json]") {
 
 TEST_CASE("json: other getters check type and range", "[json]") {
   JsonObject o = object(
-      R"({"d":0.25,"i":3,"n":-2,"s":"silu","b":false,"null":null,"il":[1,2,3],"sl":["a","b"],"empty":[],
+      R"({"d":0.25,"i":3,"n":-2,"s":"silu","b":false,"null":null,"il":[1,2,3],"sl":["a","b"],
+          "empty":[],
           "bad_il":[1,2.5],"bad_sl":["a",1],"o":{"x":1,"y":2},"long":")" +
       std::string(500, 'z') + "\"}");
   CHECK(o.get_double("d", 0, 1) == 0.25);

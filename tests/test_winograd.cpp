@@ -95,7 +95,7 @@ TEST_CASE("winograd: forward, dgrad and wgrad of every shape", "[winograd]") {
     const auto df = ref::conv_wgrad(d, tensors.x, to_double(t.dy));
     auto sum = df;
     for (size_t i = 0; i < sum.size(); ++i) sum[i] += static_cast<double>(t.filter[i]);
-    for (const int threads : {1, 2, 5}) {
+    for (const int threads : {1, 2, 3, 5}) {
       CHECK(relative_error(run(d, ConvPass::kForward, threads, t.x, t.filter), y) <= kTolerance);
       CHECK(relative_error(run(d, ConvPass::kDgrad, threads, t.dy, t.filter), dx) <= kTolerance);
       CHECK(relative_error(wgrad(d, threads, t, false), df) <= kTolerance);

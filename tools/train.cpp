@@ -43,7 +43,7 @@ AdamDesc adam_desc(const TrainConfig& t) {
   d.learning_rate = static_cast<float>(t.learning_rate);
   d.warmup_steps = t.warmup_steps;
   d.grad_clip = static_cast<float>(t.grad_clip);
-  d.ema_decay = static_cast<float>(t.ema_decay);
+  d.ema_decay = t.ema_decay;
   return d;
 }
 

@@ -46,7 +46,7 @@ const char* instruction_set() {
   const int64_t targets = hwy::SupportedTargets();
   if (targets & HWY_AVX3) return "AVX-512";
   if (targets & HWY_AVX2) return "AVX2";
-  return "SSE2";
+  return "no vectors";
 }
 
 const char* precision_name(Precision p) { return p == Precision::kFp32 ? "fp32" : "auto"; }

@@ -1,3 +1,5 @@
+// Every primitive is made by a prepare_* function, which lists its arguments; DnnPrimitive binds
+// pointers to them and runs it.
 #include "kernels/cpu/onednn.h"
 
 #include <map>

@@ -1,18 +1,26 @@
 #!/usr/bin/env python3
-"""Writes philox_known_answers.txt: Philox4x32-10 and what kernels/philox.h makes of it, computed here
-from the definitions, independently of the C++. Usage: make_philox_known_answers.py > FILE"""
+"""Writes philox_known_answers.txt: Philox4x32-10 and what kernels/philox.h makes of it, computed
+here from the definitions, independently of the C++.
+
+    python make_philox_known_answers.py > philox_known_answers.txt
+"""
+
 import math
 import struct
 
-PURPOSES = ("weights permutation timestep noise flip dropout sample_start sample_noise shapes").split()
+PURPOSES = ["weights", "permutation", "timestep", "noise", "flip", "dropout", "sample_start",
+            "sample_noise", "shapes"]
 NUMBER = {name: i for i, name in enumerate(PURPOSES)}
 MASK = 0xFFFFFFFF
 
 # counter, key, words: the published vectors of Random123 (Salmon et al. 2011).
 PUBLISHED = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ("00000000 00000000 00000000 00000000", "00000000 00000000",
+     "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff",
+     "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0",
+     "d16cfe09 94fdcceb 5001e420 24126ea1"),
 ]
 # seed, sample, layer, step
 ADDRESSES = [
@@ -72,7 +80,7 @@ def hexes(w):
 
 
 def main():
-    print("# Written by make_philox_known_answers.py. Addresses are: seed sample layer step, in decimal.")
+    print("# Made by make_philox_known_answers.py. An address is: seed sample layer step, decimal.")
     print("# philox: 4 counter words, 2 key words, 4 words")
     for counter, key, expected in PUBLISHED:
         split = [[int(x, 16) for x in text.split()] for text in (counter, key, expected)]
@@ -82,7 +90,8 @@ def main():
     for purpose in PURPOSES:
         for address in ADDRESSES:
             for block in (0, 767, MASK):
-                print("block", NUMBER[purpose], *address, block, hexes(words(purpose, *address, block)))
+                w = words(purpose, *address, block)
+                print("block", NUMBER[purpose], *address, block, hexes(w))
     print("# normal: purpose number, address, block, 4 normals")
     for purpose in ("weights", "noise", "sample_start", "sample_noise"):
         for address in ADDRESSES:
@@ -92,7 +101,8 @@ def main():
     print("# dropout: address, block, 8 x 16 bits")
     for address in ADDRESSES:
         w = words("dropout", *address, 9)
-        print("dropout", *address, 9, *(f"{x >> 16 * half & 0xFFFF:04x}" for x in w for half in (0, 1)))
+        bits = [x >> 16 * half & 0xFFFF for x in w for half in (0, 1)]
+        print("dropout", *address, 9, *(f"{x:04x}" for x in bits))
     print("# timestep: address, timesteps, t        flip: address, 0 or 1")
     for address in ADDRESSES:
         for timesteps in (1, 7, 1000, 4000):

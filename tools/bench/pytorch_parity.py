@@ -107,7 +107,8 @@ def main():
     shape = (2, 3, size, size)
     inputs = {name: torch.randn(shape) for name in ("sample", "x0", "noise")}
     inputs["timestep"] = torch.tensor([17, 940])
-    paths = {k: os.path.join(arguments.folder, k + ".safetensors") for k in ("in", "forward", "gradient")}
+    names = ("in", "forward", "gradient")
+    paths = {k: os.path.join(arguments.folder, k + ".safetensors") for k in names}
     ours = {}
     for what, names in (("forward", ("sample",)), ("gradient", ("x0", "noise"))):
         save_file({k: inputs[k] for k in (*names, "timestep")}, paths["in"])
@@ -136,8 +137,10 @@ def main():
 
 
 def onednn_version():
-    lines = torch.__config__.show().splitlines()
-    return next((line.split("MKL-DNN")[1].split("(")[0].strip() for line in lines if "MKL-DNN" in line), "?")
+    for line in torch.__config__.show().splitlines():
+        if "MKL-DNN" in line:
+            return line.split("MKL-DNN")[1].split("(")[0].strip()
+    return "none"
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ STEPS = {"tiny": 40, "cifar10": 5, "celebahq256": 2}
 WARMUP = 2  # as ddpm bench
 FORWARD_LIMIT = 5e-5
 GRADIENT_LIMIT = 1e-4
-HOPELESS = 1.25  # a variant so much slower than the best of the first round is left out
+HOPELESS = 1.5  # a variant whose fastest step of round one is so far behind is left out
 
 
 def parse_arguments():
@@ -96,7 +96,7 @@ class Bench:
         return read_json(self.json)
 
     def ours(self, work):
-        """(milliseconds per step, peak bytes)"""
+        """(median milliseconds per step, peak bytes, fastest step)"""
         a = self.arguments
         command = [a.ddpm, "bench", work, "--model", self.model, "--device", a.device]
         command += ["--batch-size", str(a.batch_size), "--steps", str(a.steps)]
@@ -104,7 +104,8 @@ class Bench:
         peak = run_child(command, self.log)
         if peak is None:
             raise SystemExit(f"ddpm bench {work} failed:\n{tail(self.log)}")
-        return read_json(self.json)["ms_per_step"]["median"], peak
+        ms = read_json(self.json)["ms_per_step"]
+        return ms["median"], peak, ms["min"]
 
     def theirs(self, work, variant):
         """As ours; None if this variant does not run here."""
@@ -118,11 +119,11 @@ class Bench:
             return None
         result = read_json(self.json)
         # Its own reading: wait4's would include the compilers that torch.compile starts.
-        return statistics.median(result["ms"]), result["peak_bytes"]
+        return statistics.median(result["ms"]), result["peak_bytes"], min(result["ms"])
 
 
 def measure(bench, rounds):
-    """{work: {side: [(ms, peak) per round]}}; side "ddpm" or a variant."""
+    """{work: {side: [(ms, peak, fastest) per round]}}; side "ddpm" or a variant."""
     sides = {work: ["ddpm", *bench.arguments.variants] for work in WORKS}
     results = {work: {side: [] for side in sides[work]} for work in WORKS}
     for index in range(rounds):
@@ -137,12 +138,12 @@ def measure(bench, rounds):
             times = {side: results[work][side][-1][0] for side in sides[work]}
             print(f"round {index + 1}/{rounds} {work}, load {os.getloadavg()[0]:.1f}, ms per step: "
                   + ", ".join(f"{side} {ms:.1f}" for side, ms in times.items()), flush=True)
-            variants = {side: ms for side, ms in times.items() if side != "ddpm"}
-            if not variants:
+            fastest = {side: results[work][side][-1][2] for side in sides[work] if side != "ddpm"}
+            if not fastest:
                 raise SystemExit(f"{work}: no PyTorch variant runs here")
             if index == 0:
-                for side, ms in variants.items():
-                    if ms > HOPELESS * min(variants.values()):
+                for side, ms in fastest.items():
+                    if ms > HOPELESS * min(fastest.values()):
                         print(f"{work}: {side} is left out of the other rounds")
                         sides[work].remove(side)
     return results
@@ -154,15 +155,15 @@ def summarise(results, batch):
     summary = {}
     for work, sides in results.items():
         for side, rounds in sides.items():
-            ms = [value / batch for value, _ in rounds]
-            peak = max(value for _, value in rounds) / 1e6
+            ms = [median / batch for median, _, _ in rounds]
+            peak = max(peak for _, peak, _ in rounds) / 1e6
             print(f"{work:8}{side:24}{statistics.median(ms):10.2f}{min(ms):9.2f}{max(ms):9.2f}"
                   f"{peak:10.0f}")
         ours = sides.pop("ddpm")
         full = {side: rounds for side, rounds in sides.items() if len(rounds) == len(ours)}
-        best = min(full, key=lambda side: statistics.median(ms for ms, _ in full[side]))
+        best = min(full, key=lambda side: statistics.median(ms for ms, _, _ in full[side]))
         ratios = [theirs[0] / mine[0] for theirs, mine in zip(full[best], ours)]
-        memory = max(peak for _, peak in ours) / max(peak for _, peak in full[best])
+        memory = max(peak for _, peak, _ in ours) / max(peak for _, peak, _ in full[best])
         summary[work] = (best, statistics.median(ratios), memory)
         print(f"{work:8}ratio to {best}: time {summary[work][1]:.2f} "
               f"({min(ratios):.2f} to {max(ratios):.2f} by round), memory {memory:.2f}")

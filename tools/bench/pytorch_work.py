@@ -95,7 +95,8 @@ def sampling_step(model, forward, shape, batch, layout, folder):
         x0 = ((x - (1 - now) ** 0.5 * prediction) / now**0.5).clamp_(-1, 1)
         to_x0 = beta[t].item() * before**0.5 / (1 - now)
         to_x = (1 - before) * (1 - beta[t].item()) ** 0.5 / (1 - now)
-        x = x0.mul_(to_x0).add_(x, alpha=to_x).add_(torch.randn_like(x), alpha=beta[t].item() ** 0.5)
+        noise = torch.randn_like(x)
+        x = x0.mul_(to_x0).add_(x, alpha=to_x).add_(noise, alpha=beta[t].item() ** 0.5)
         t = t - 1 if t > 1 else len(beta) - 1
 
     return step

@@ -123,7 +123,8 @@ class Checker:
         folder = os.path.join(run, "checkpoints", "step-00000004")
         unet, info = UNet2DModel.from_pretrained(folder, subfolder="unet", output_loading_info=True)
         problems = {k: v for k, v in info.items() if v}
-        self.report(not problems, f"our checkpoint: every weight found by diffusers, {problems or 'none left over'}")
+        self.report(not problems, "our checkpoint: diffusers finds every weight and no other: "
+                    f"{problems or len(unet.state_dict())}")
         spread = unet.state_dict()["mid_block.resnets.0.conv2.weight"].std().item()
         self.report(spread > 1e-3, f"our checkpoint: conv2 has left zero, deviation {spread:.1e}")
         pipeline = DDPMPipeline.from_pretrained(folder)
