@@ -1,5 +1,6 @@
 // The program: its command line, and errors as one line and an exit code.
 #include <CLI/CLI.hpp>
+#include <csignal>
 #include <cstdio>
 #include <new>
 
@@ -168,18 +169,23 @@ void add_bench(CLI::App& program, BenchArgs& args) {
   add("ops", "each operation of a training step");
 }
 
+std::vector<std::string> subcommand_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(sub->get_name());
+  return names;
+}
+
 // "unknown flag --stepz; did you mean --steps?"
 std::string explain(const CLI::App& program, const CLI::ParseError& error) {
   const CLI::App* app = &program;
   while (!app->get_subcommands().empty()) app = app->get_subcommands().front();
   std::string text = error.what();
-  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
-    const std::vector<std::string> rest = program.remaining(true);
-    const std::string word = rest.empty() ? "" : rest.front();
-    std::vector<std::string> names;
+  const std::vector<std::string> rest = program.remaining(true);
+  if (!rest.empty()) {
+    const std::string& word = rest.front();
+    std::vector<std::string> names = subcommand_names(*app);
     for (const CLI::Option* o : app->get_options()) names.push_back(o->get_name());
-    for (const CLI::App* sub : app->get_subcommands([](const CLI::App*) { return true; }))
-      names.push_back(sub->get_name());
     text = format("unknown %s %s%s", word.starts_with("-") ? "flag" : "word", word.c_str(),
                   did_you_mean(word, names).c_str());
   }
@@ -222,6 +228,7 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   using ddpm::Status;
+  std::signal(SIGXFSZ, SIG_IGN);  // a file over its limit is a failed write, which is reported
   try {
     return ddpm::tools::run(argc, argv);
   } catch (const ddpm::Error& e) {

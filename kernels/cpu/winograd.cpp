@@ -300,12 +300,13 @@ struct Split {
   Split(const Problem& p, int threads) {
     const int64_t count = p.tiling.count();
     const bool few = count < 8 * threads;
-    k_parts = few ? std::min<int64_t>(threads, ceil_div(p.k, kPanel)) : 1;
+    const int64_t panels = ceil_div(p.k, kPanel), part = few ? ceil_div(panels, threads) : panels;
+    k_parts = ceil_div(panels, part);
+    k = part * kPanel;
     // 32 tiles use a panel of the filter often enough; 16 where 32 would not fit the cache.
     tile_blocks = ceil_div(count, p.c <= 256 ? 32 : 16);
     if (!few) tile_blocks = ceil_div(tile_blocks, threads) * threads;
     tiles = ceil_div(count, tile_blocks);
-    k = ceil_div(ceil_div(p.k, kPanel), k_parts) * kPanel;
   }
   int64_t jobs() const { return tile_blocks * k_parts; }
   int64_t v_size(const Problem& p) const { return kPoints * (tiles * p.c + kSkew); }
@@ -328,16 +329,16 @@ struct GradientSplit {
 
 }  // namespace
 
-// Two cores with AVX-512, fp32, GFLOP/s of the direct algorithm / effective of this one:
+// One thread with AVX-512, GFLOP/s of the direct algorithm / effective of this one:
 //                           forward     dgrad      wgrad
-//   32x32 128->128  N=8    214 / 600   210 / 600  200 / 420
-//   16x16 256->256  N=8    224 / 600   216 / 600  190 / 420
-//    8x8  256->256  N=8    240 / 600   240 / 600  210 / 400    32 tiles
-//    4x4  256->256  N=8    270 / 520   270 / 480  150 / 280     8 tiles
-//    8x8  256->256  N=1    240 / 340   220 / 370  160 / 180     4 tiles
-//    4x4  256->256  N=1    260 / 90    270 / 90    70 / 45      1 tile
-//    7x7  128->128  N=2    250 / 480   240 / 490  190 / 230     8 tiles, 77 % used
-//    8x8   32->32   N=8    250 / 580   270 / 580  250 / 410    32 tiles
+//   32x32 128->128  N=8    112 / 320   107 / 310  102 / 215
+//   16x16 256->256  N=8    117 / 310   110 / 305   97 / 215
+//    8x8  256->256  N=8    124 / 330   129 / 303  105 / 200    32 tiles
+//    4x4  256->256  N=8    145 / 280   148 / 250   76 / 144     8 tiles
+//    8x8  256->256  N=1    122 / 173   112 / 188   79 / 91      4 tiles
+//    4x4  256->256  N=1    135 / 47    141 / 45    36 / 23      1 tile
+//    7x7  128->128  N=2    129 / 240   122 / 248   94 / 114     8 tiles, 77 % used
+//    8x8   32->32   N=8    127 / 295   138 / 295  128 / 209    32 tiles
 // Large filters want more tiles, because training transforms them at every step; wgrad wants enough
 // tiles or blocks of channels for the threads to share.
 bool takes(const ConvDesc& d, ConvPass pass) {
@@ -393,7 +394,6 @@ void run(const ConvDesc& d, ConvPass pass, int threads, const float* in, const f
         const int64_t block = job / split.k_parts, k = job % split.k_parts * split.k;
         const int64_t tile = p.tiling.count() * block / split.tile_blocks;
         const int64_t tile_end = p.tiling.count() * (block + 1) / split.tile_blocks;
-        if (k >= p.k) continue;
         HWY_DYNAMIC_DISPATCH(run_block)
         ({.tiling = p.tiling,
           .first_tile = tile,

@@ -172,6 +172,7 @@ def summarise(results, batch):
 
 def main():
     arguments = parse_arguments()
+    busy = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="ddpm-peer-") as folder:
         # One compilation serves every round.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(folder, "inductor"))
@@ -195,6 +196,8 @@ def main():
             )
         results = measure(bench, arguments.rounds)
     summary = summarise(results, arguments.batch_size)
+    if busy > 0.5:
+        print(f"the machine was busy at the start (load {busy:.1f}): do not report these times")
     variants = list(dict.fromkeys(summary[work][0] for work in WORKS))
     print(f"ratio sample={summary['sample'][1]:.2f} train={summary['train'][1]:.2f} "
           f"memory={summary['train'][2]:.2f} parity={parity['forward']:.1e} "
