@@ -27,8 +27,10 @@ TensorSource stored_tensor(const ParamStore& store, Arena arena, const Checkpoin
 
 // The key under which diffusers saved an attention weight before 2023; empty for other keys.
 std::string old_key(const std::string& key) {
-  static constexpr std::pair<const char*, const char*> kNames[] = {
-      {".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
+  static constexpr std::pair<const char*, const char*> kNames[] = {{".to_q.", ".query."},
+                                                                   {".to_k.", ".key."},
+                                                                   {".to_v.", ".value."},
+                                                                   {".to_out.0.", ".proj_attn."}};
   for (const auto& [now, then] : kNames) {
     const size_t at = key.find(now);
     if (at != std::string::npos)
@@ -39,8 +41,7 @@ std::string old_key(const std::string& key) {
 
 std::string shape_text(const std::vector<uint64_t>& shape) {
   std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i)
-    text += (i > 0 ? "," : "") + std::to_string(shape[i]);
+  for (size_t i = 0; i < shape.size(); ++i) text += (i > 0 ? "," : "") + std::to_string(shape[i]);
   return text + "]";
 }
 
@@ -75,8 +76,10 @@ void load_arena(const SafetensorsReader& file, ParamStore& store, Arena arena,
     if (stored == nullptr && prefix.empty() && !old_key(t.key).empty())
       stored = file.find(old_key(t.key));
     if (stored == nullptr)
-      fail(Status::kConfig, "%s: tensor \"%s\" is missing: the file is not of the model its config "
-           "describes", file.path().c_str(), (prefix + t.key).c_str());
+      fail(Status::kConfig,
+           "%s: tensor \"%s\" is missing: the file is not of the model its config "
+           "describes",
+           file.path().c_str(), (prefix + t.key).c_str());
     load_tensor(file, *stored, t, store, arena);
     used.insert(stored->name);
   }
@@ -85,8 +88,10 @@ void load_arena(const SafetensorsReader& file, ParamStore& store, Arena arena,
 void check_all_used(const SafetensorsReader& file, const std::set<std::string>& used) {
   for (const TensorInfo& t : file.tensors())
     if (!used.contains(t.name))
-      fail(Status::kConfig, "%s: tensor \"%s\" belongs to no part of the model its config "
-           "describes", file.path().c_str(), t.name.c_str());
+      fail(Status::kConfig,
+           "%s: tensor \"%s\" belongs to no part of the model its config "
+           "describes",
+           file.path().c_str(), t.name.c_str());
 }
 
 }  // namespace
@@ -99,8 +104,7 @@ std::map<std::string, std::string> write_weights(OutputFile& file, const ParamSt
   return write_safetensors(file, std::move(sources));
 }
 
-std::map<std::string, std::string> write_training_state(OutputFile& file,
-                                                        const ParamStore& store) {
+std::map<std::string, std::string> write_training_state(OutputFile& file, const ParamStore& store) {
   std::vector<TensorSource> sources;
   for (const auto& [arena, prefix] : kStateArenas)
     for (const CheckpointTensor& t : checkpoint_tensors(store.params()))
@@ -120,13 +124,14 @@ void load_training_state(const SafetensorsReader& file, ParamStore& store) {
   check_all_used(file, used);
 }
 
-void check_hashes(const SafetensorsReader& file,
-                  const std::map<std::string, std::string>& hashes) {
+void check_hashes(const SafetensorsReader& file, const std::map<std::string, std::string>& hashes) {
   for (const TensorInfo& t : file.tensors()) {
     const auto expected = hashes.find(t.name);
     if (expected == hashes.end() || expected->second != file.hash(t))
-      fail(Status::kFile, "%s: \"%s\" does not have the checksum of its manifest: the file is "
-           "damaged; use another checkpoint", file.path().c_str(), t.name.c_str());
+      fail(Status::kFile,
+           "%s: \"%s\" does not have the checksum of its manifest: the file is "
+           "damaged; use another checkpoint",
+           file.path().c_str(), t.name.c_str());
   }
 }
 

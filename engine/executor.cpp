@@ -60,6 +60,22 @@ void Executor::run(Phase phase) {
   }
 }
 
+void Executor::setup_for_good() {
+  std::vector<int> readers(pointers_.size(), 0);  // setup steps to come that read a tensor
+  for (const Step& s : graph_.steps(Phase::kSetup))
+    for (In in : s.call.reads) ++readers[static_cast<size_t>(in.slot)];
+  for (const Step& s : graph_.steps())
+    for (In in : s.call.reads)
+      if (in) ++readers[static_cast<size_t>(in.slot)];
+  for (const Step& s : graph_.steps(Phase::kSetup)) {
+    run(s, 0);
+    for (In in : s.call.reads)
+      if (--readers[static_cast<size_t>(in.slot)] == 0)
+        graph_.backend().discard(pointers_[static_cast<size_t>(in.slot)],
+                                 graph_.info({in.slot}).bytes);
+  }
+}
+
 void Executor::step_timed(std::vector<double>& seconds) {
   using Clock = std::chrono::steady_clock;
   const std::vector<Step>& steps = graph_.steps();
@@ -111,9 +127,7 @@ StepState Executor::state() const {
   return s;
 }
 
-void Executor::set_state(const StepState& s) {
-  upload(graph_.state(), &s);
-}
+void Executor::set_state(const StepState& s) { upload(graph_.state(), &s); }
 
 size_t Executor::bytes() const {
   size_t total = arena_->size();

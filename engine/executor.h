@@ -31,6 +31,9 @@ class Executor {
   // Runs the steps of a phase; step() those of Phase::kStep.
   void run(Phase phase);
   void step() { run(Phase::kStep); }
+  // As run(Phase::kSetup), for weights that will not change again: those that only the setup reads
+  // are given back as it goes, so that they and their packed forms never stand in memory together.
+  void setup_for_good();
   // As step(), adding each step's seconds to `seconds` (one entry per step).
   void step_timed(std::vector<double>& seconds);
   // As step(), stopping at the first step with an output that is not finite, which it names; "" if

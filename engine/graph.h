@@ -20,8 +20,8 @@ namespace ddpm {
 struct Tensor {
   int id = -1;
   explicit operator bool() const { return id >= 0; }
-  operator In() const { return {id}; }    // NOLINT: reads as the backend's argument it is
-  operator Out() const { return {id}; }   // NOLINT
+  operator In() const { return {id}; }   // NOLINT: reads as the backend's argument it is
+  operator Out() const { return {id}; }  // NOLINT
   friend bool operator==(const Tensor&, const Tensor&) = default;
 };
 

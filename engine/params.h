@@ -1,10 +1,11 @@
-// The parameters of a network: names, shapes, their place in flat arenas, and their checkpoint form.
+// The parameters of a network: names, shapes, their place in flat arenas, and their checkpoint
+// form.
 //
 // Arenas (weights, gradients, Adam's m and v, EMA) share one layout, in reverse definition order:
 // the backward pass finishes gradients from the front of the arena to its end, so that buckets of
 // gradients are contiguous and close in order. In memory a filter is (K,R,S,C); in a checkpoint it
-// is PyTorch's (K,C,R,S). One parameter may hold several checkpoint tensors as consecutive rows of K
-// (q, k and v are one matrix).
+// is PyTorch's (K,C,R,S). One parameter may hold several checkpoint tensors as consecutive rows of
+// K (q, k and v are one matrix).
 #pragma once
 
 #include <cstdint>

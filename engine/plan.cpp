@@ -18,8 +18,8 @@ void find_lifetimes(const std::vector<TensorSpec>& tensors, const std::vector<St
     for (const In& in : call.reads) {
       if (!in || tensors[static_cast<size_t>(in.slot)].kind != TensorKind::kPlanned) continue;
       Placement& p = plan.tensors[static_cast<size_t>(in.slot)];
-      DDPM_CHECK(p.first >= 0, "%s:%s reads tensor %d before it is written",
-                 steps[s].scope.c_str(), call.op, in.slot);
+      DDPM_CHECK(p.first >= 0, "%s:%s reads tensor %d before it is written", steps[s].scope.c_str(),
+                 call.op, in.slot);
       p.last = step;
     }
     for (const Out& out : call.writes) {
@@ -56,10 +56,9 @@ size_t place_all(const std::vector<Placement*>& order) {
   size_t bytes = 0;
   for (Placement* item : order) {
     place(*item, placed);
-    placed.insert(std::upper_bound(placed.begin(), placed.end(), item,
-                                   [](const Placement* a, const Placement* b) {
-                                     return a->offset < b->offset;
-                                   }),
+    placed.insert(std::upper_bound(
+                      placed.begin(), placed.end(), item,
+                      [](const Placement* a, const Placement* b) { return a->offset < b->offset; }),
                   item);
     bytes = std::max(bytes, item->offset + item->bytes);
   }

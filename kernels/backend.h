@@ -37,15 +37,15 @@ class Memory {
 
 // Slots of a convolution's tensors. Which must be present follows from the desc.
 struct ConvSlots {
-  In x, x2;                            // (N,H,W,C1), (N,H,W,c2)
-  In scale_shift;                      // (N,C,2): scale, shift interleaved
-  In filter;                           // (K,R,S,C), or its packed form where packed_bytes() > 0
-  In bias;                             // (K)
-  In sample_bias;                      // (N, sample_bias_stride)
-  In residual;                         // (N,P,Q,K)
-  In shortcut, shortcut2;              // (N,P,Q,.)
-  In shortcut_filter, shortcut_bias;   // (K,1,1,shortcut_c + shortcut_c2), (K)
-  In state;                            // StepState, for dropout
+  In x, x2;                           // (N,H,W,C1), (N,H,W,c2)
+  In scale_shift;                     // (N,C,2): scale, shift interleaved
+  In filter;                          // (K,R,S,C), or its packed form where packed_bytes() > 0
+  In bias;                            // (K)
+  In sample_bias;                     // (N, sample_bias_stride)
+  In residual;                        // (N,P,Q,K)
+  In shortcut, shortcut2;             // (N,P,Q,.)
+  In shortcut_filter, shortcut_bias;  // (K,1,1,shortcut_c + shortcut_c2), (K)
+  In state;                           // StepState, for dropout
 };
 
 class Backend {
@@ -62,6 +62,8 @@ class Backend {
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void fill(void* device, uint8_t byte, size_t bytes) = 0;
+  // The contents are not needed any more: the memory may go back until it is written again.
+  virtual void discard(void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
 
   // ---- convolution: nullopt = not fused here, the caller composes plain calls ----
@@ -103,8 +105,7 @@ class Backend {
   // ---- attention ----
   // lse (N, heads, L): log of the softmax denominator, for the backward pass; may be absent.
   virtual Call attention_forward(const AttentionDesc&, In qkv, Out o, Out lse) = 0;
-  virtual Call attention_backward(const AttentionDesc&, In qkv, In o, In lse, In d_o,
-                                  Out dqkv) = 0;
+  virtual Call attention_backward(const AttentionDesc&, In qkv, In o, In lse, In d_o, Out dqkv) = 0;
 
   // ---- pointwise and resampling ----
   virtual Call silu(int64_t count, In x, Out y) = 0;
@@ -120,8 +121,7 @@ class Backend {
   // y (N, dim) (+)= table[index[n]]; index I32 (N). Backward: dtable (rows, dim), each row the sum
   // over its images in order.
   virtual Call embedding(int n, int rows, int dim, In table, In index, Out y, Write) = 0;
-  virtual Call embedding_backward(int n, int rows, int dim, In index, In dy, Out dtable,
-                                  Write) = 0;
+  virtual Call embedding_backward(int n, int rows, int dim, In index, In dy, Out dtable, Write) = 0;
   // y (N, dim) from t I32 (N), 0 <= t < timesteps.
   virtual Call time_embedding(const TimeEmbeddingDesc&, In t, Out y) = 0;
 

@@ -39,9 +39,9 @@ struct Transform {
 // x and x2 along C, transform, upsample, convolve, then add what is listed below. Padding is zero
 // *after* the transform.
 struct ConvDesc {
-  Shape x;              // first input as stored (N,H,W,C1)
-  int c2 = 0;           // channels of a second input (N,H,W,c2), behind x's
-  Transform transform;  // of the concatenation
+  Shape x;                // first input as stored (N,H,W,C1)
+  int c2 = 0;             // channels of a second input (N,H,W,c2), behind x's
+  Transform transform;    // of the concatenation
   bool upsample = false;  // nearest x2 on read
   int k = 0;
   int r = 3, s = 3, stride = 1;
@@ -49,9 +49,10 @@ struct ConvDesc {
   bool bias = false;  // y += bias[k]
   // y[n,:,:,k] += sample_bias[n * sample_bias_stride + sample_bias_offset + k]; stride 0 = none.
   int sample_bias_stride = 0, sample_bias_offset = 0;
-  bool residual = false;               // y += residual (N,P,Q,K)
-  int shortcut_c = 0, shortcut_c2 = 0;  // y += 1x1 convolution of (shortcut ++ shortcut2), (N,P,Q,.)
-  bool statistics = false;              // also write y's statistics, see StatsDesc
+  bool residual = false;  // y += residual (N,P,Q,K)
+  int shortcut_c = 0,
+      shortcut_c2 = 0;      // y += 1x1 convolution of (shortcut ++ shortcut2), (N,P,Q,.)
+  bool statistics = false;  // also write y's statistics, see StatsDesc
 
   constexpr int c() const { return x.c + c2; }
   constexpr int in_h() const { return upsample ? 2 * x.h : x.h; }
@@ -105,8 +106,8 @@ struct GroupNormDesc {
   constexpr Shape shape() const { return {x.n, x.h, x.w, c()}; }
 };
 
-// Self-attention over tokens: o = softmax(q k^T scale) v per image and head. qkv is (N, L, 3*heads*D),
-// a token's row being q, k, v, each heads*D wide; o is (N, L, heads*D).
+// Self-attention over tokens: o = softmax(q k^T scale) v per image and head. qkv is (N, L,
+// 3*heads*D), a token's row being q, k, v, each heads*D wide; o is (N, L, heads*D).
 struct AttentionDesc {
   int n = 1, tokens = 1, heads = 1, head_dim = 1;
   constexpr int width() const { return heads * head_dim; }
@@ -139,7 +140,8 @@ struct NoiseDesc {
 
 // One row of a sampler: every sampler is this with other numbers. The host computes rows in double.
 //   x0 = clamp(x0_x x + x0_out out, -clip, clip)
-//   x' = x_x x + x_x0 x0 + x_out out + x_previous previous + x_z z,   previous = x0 of the row before
+//   x' = x_x x + x_x0 x0 + x_out out + x_previous previous + x_z z,   previous = x0 of the row
+//   before
 // z is drawn only where x_z != 0.
 struct SamplerRow {
   int32_t t = 0;  // what the network is told, and the noise's address

@@ -9,15 +9,15 @@ namespace ddpm {
 
 enum class Status {
   kOk = 0,
-  kUsage = 2,       // what the user typed
-  kConfig = 3,      // missing or unusable model, config, preset, data folder; size mismatch
-  kFile = 4,        // unreadable, damaged or wrong-length file; unwritable or full output
-  kMemory = 5,      // host or device memory
-  kDevice = 6,      // no device or driver
-  kNonFinite = 7,   // not finite or diverged
-  kPeer = 8,        // another rank was lost
-  kBug = 70,        // a broken invariant of this program
-  kStopped = 75,    // stopped by a signal, resumable
+  kUsage = 2,      // what the user typed
+  kConfig = 3,     // missing or unusable model, config, preset, data folder; size mismatch
+  kFile = 4,       // unreadable, damaged or wrong-length file; unwritable or full output
+  kMemory = 5,     // host or device memory
+  kDevice = 6,     // no device or driver
+  kNonFinite = 7,  // not finite or diverged
+  kPeer = 8,       // another rank was lost
+  kBug = 70,       // a broken invariant of this program
+  kStopped = 75,   // stopped by a signal, resumable
 };
 
 class Error : public std::runtime_error {
@@ -43,8 +43,8 @@ std::string format(const char* format, ...) __attribute__((format(printf, 1, 2))
 
 // An invariant of this program, not of its input: throws Error(kBug) naming the expression.
 // The remaining arguments are a printf format and its values.
-#define DDPM_CHECK(condition, ...)                                                      \
-  do {                                                                                  \
-    if (!(condition))                                                                   \
+#define DDPM_CHECK(condition, ...)                                                     \
+  do {                                                                                 \
+    if (!(condition))                                                                  \
       ::ddpm::fail_check(#condition, __FILE__, __LINE__, ::ddpm::format(__VA_ARGS__)); \
   } while (false)

@@ -16,15 +16,15 @@ namespace ddpm {
 
 // Fixed numbers: they are part of what a seed means.
 enum class Purpose : uint8_t {
-  kWeights = 0,        // initial weights; layer = number of the parameter
-  kPermutation = 1,    // order of the images in an epoch; step = epoch
-  kTimestep = 2,       // t of a training image
-  kNoise = 3,          // eps of a training image
-  kFlip = 4,           // horizontal flip of a training image
-  kDropout = 5,        // layer = number of the dropout
-  kSampleStart = 6,    // x_T of a sampled image
-  kSampleNoise = 7,    // z of a sampling step
-  kShapes = 8,         // the built-in data set; sample = image
+  kWeights = 0,      // initial weights; layer = number of the parameter
+  kPermutation = 1,  // order of the images in an epoch; step = epoch
+  kTimestep = 2,     // t of a training image
+  kNoise = 3,        // eps of a training image
+  kFlip = 4,         // horizontal flip of a training image
+  kDropout = 5,      // layer = number of the dropout
+  kSampleStart = 6,  // x_T of a sampled image
+  kSampleNoise = 7,  // z of a sampling step
+  kShapes = 8,       // the built-in data set; sample = image
 };
 
 using Philox4 = std::array<uint32_t, 4>;
@@ -50,8 +50,8 @@ struct RandomStream {
   uint16_t layer = 0;
 
   constexpr Philox4 counter(uint32_t index) const {
-    const uint32_t high = static_cast<uint32_t>(sample >> 32) << 24 |
-                          static_cast<uint32_t>(purpose) << 16 | layer;
+    const uint32_t high =
+        static_cast<uint32_t>(sample >> 32) << 24 | static_cast<uint32_t>(purpose) << 16 | layer;
     return {index, static_cast<uint32_t>(sample), high, step};
   }
   constexpr Philox4 block(uint32_t index) const {
@@ -60,8 +60,8 @@ struct RandomStream {
   }
 };
 
-// The 16 bits that decide on element `index` (0..7) of a dropout block: words in order, the low half
-// of a word first.
+// The 16 bits that decide on element `index` (0..7) of a dropout block: words in order, the low
+// half of a word first.
 constexpr uint32_t dropout_bits(const Philox4& words, int index) {
   return words[static_cast<size_t>(index / 2)] >> (16 * (index % 2)) & 0xFFFFu;
 }

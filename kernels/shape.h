@@ -18,8 +18,6 @@ struct Shape {
   friend constexpr bool operator==(const Shape&, const Shape&) = default;
 };
 
-inline std::string to_string(const Shape& s) {
-  return format("(%d,%d,%d,%d)", s.n, s.h, s.w, s.c);
-}
+inline std::string to_string(const Shape& s) { return format("(%d,%d,%d,%d)", s.n, s.h, s.w, s.c); }
 
 }  // namespace ddpm

@@ -22,8 +22,8 @@ SamplingGraph build_sampling_graph(Backend& backend, const UNetConfig& unet, int
 
   const Tensor t = g.tensor({1, 1, 1, batch_size}, DType::kI32);
   g.add(backend.sampler_timestep(batch_size, s.rows, g.state(), t));
-  const Tensor out = build_unet(
-      g, unet, timesteps, {.sample = s.x, .timestep = t, .class_labels = s.class_labels});
+  const Tensor out = build_unet(g, unet, timesteps,
+                                {.sample = s.x, .timestep = t, .class_labels = s.class_labels});
   g.add(backend.sampler_update(shape, s.rows, out, s.x, s.previous, g.state()));
   g.add(backend.advance_state(g.state()));
   return s;

@@ -20,11 +20,13 @@ class Generator {
   // Gives the arenas of a network's parameters; kWeights is what is sampled from.
   using Weights = std::function<ParamArenas(const Params&)>;
 
-  // Call weights_changed() before the first chain.
   Generator(Backend& backend, const UNetConfig& unet, const SchedulerConfig& scheduler,
             const SamplerOptions& sampler, int batch_size, const Weights& weights);
 
+  // Call one of these before the first chain. The second is for weights that are this generator's
+  // alone and final: it gives back what it has packed.
   void weights_changed() { executor_->run(Phase::kSetup); }
+  void weights_final() { executor_->setup_for_good(); }
 
   // Images `first` .. `first + count - 1` of `seed`, count <= batch_size, as (count,H,W,C) in
   // [-1, 1]. A class-conditional model draws class (image number mod classes).

@@ -10,9 +10,9 @@ Tensor add_objective(Graph& g, const UNetConfig& config, const Schedule& schedul
   const Shape s = g.shape(batch.x0);
   const Tensor x_t = g.tensor(s);
   g.add(g.backend().q_sample(schedule.noise_desc(s), batch.x0, batch.timestep, batch.noise, x_t));
-  const Tensor prediction = build_unet(
-      g, config, schedule.timesteps(),
-      {.sample = x_t, .timestep = batch.timestep, .class_labels = batch.class_labels});
+  const Tensor prediction =
+      build_unet(g, config, schedule.timesteps(),
+                 {.sample = x_t, .timestep = batch.timestep, .class_labels = batch.class_labels});
   const Tensor loss = ops::mse_loss(g, prediction, batch.noise);
   g.backward();
   return loss;

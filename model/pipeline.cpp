@@ -22,7 +22,8 @@ std::string need_weights(const std::string& folder) {
   if (file_exists(path)) return path;
   for (const char* pickled : {"diffusion_pytorch_model.bin", "pytorch_model.bin"})
     if (file_exists(folder + "/" + pickled))
-      fail(Status::kConfig, "%s holds only %s, a pickle, which can run code and is not read; "
+      fail(Status::kConfig,
+           "%s holds only %s, a pickle, which can run code and is not read; "
            "convert it with diffusers' save_pretrained(..., safe_serialization=True)",
            folder.c_str(), pickled);
   fail(Status::kConfig, "%s has no %s", folder.c_str(), kWeights);
@@ -67,8 +68,7 @@ std::string manifest_text(const Manifest& m) {
 }  // namespace
 
 Pipeline open_pipeline(const std::string& path) {
-  if (!folder_exists(path))
-    fail(Status::kConfig, "model folder %s does not exist", path.c_str());
+  if (!folder_exists(path)) fail(Status::kConfig, "model folder %s does not exist", path.c_str());
   if (file_exists(path + "/unet/config.json")) return open_layout(path, path + "/unet");
   if (folder_exists(path + "/checkpoints")) {
     const auto checkpoints = list_checkpoints(path);
@@ -91,8 +91,7 @@ std::unique_ptr<ParamStore> load_store(Backend& backend, const Pipeline& p, cons
 }
 
 void save_checkpoint(const std::string& path, const UNetConfig& unet,
-                     const SchedulerConfig& scheduler, const ParamStore& store,
-                     Manifest manifest) {
+                     const SchedulerConfig& scheduler, const ParamStore& store, Manifest manifest) {
   OutputFolder folder(path);
   write_text(folder, "model_index.json",
              to_text({{"_class_name", "DDPMPipeline"},
@@ -121,7 +120,8 @@ Manifest read_manifest(const std::string& folder) {
          folder.c_str());
   JsonLimits limits;
   limits.bytes = size_t{16} << 20;  // a line per tensor
-  JsonObject json(path, parse_json(read_small_file(path, limits.bytes), path, Status::kFile, limits));
+  JsonObject json(path,
+                  parse_json(read_small_file(path, limits.bytes), path, Status::kFile, limits));
   constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
   json.get_int("format", 1, 1);
   Manifest m;

@@ -10,7 +10,8 @@
 namespace ddpm {
 namespace {
 
-constexpr int64_t kMaxSteps = int64_t{1} << 32;  // the step is a 32-bit word of every random address
+constexpr int64_t kMaxSteps = int64_t{1}
+                              << 32;  // the step is a 32-bit word of every random address
 
 nlohmann::ordered_json train_to_json(const TrainConfig& t) {
   return {{"data", t.data},
@@ -91,8 +92,7 @@ RunConfig run_config_from_json(const nlohmann::json& value, const std::string& f
   json.ignore("scheduler");
   json.finish();
   for (const char* part : {"unet", "scheduler"})
-    if (!value.contains(part))
-      fail(Status::kConfig, "%s: \"%s\" is missing", file.c_str(), part);
+    if (!value.contains(part)) fail(Status::kConfig, "%s: \"%s\" is missing", file.c_str(), part);
   c.unet = unet_from_json(value.at("unet"), file, "unet");
   c.scheduler = scheduler_from_json(value.at("scheduler"), file, "scheduler");
   c.unet.dropout = c.train.dropout;

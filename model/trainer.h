@@ -13,7 +13,7 @@ namespace ddpm {
 struct TrainerOptions {
   int batch_size = 1;
   bool flip = false;
-  AdamDesc adam;  // count is set by the trainer
+  AdamDesc adam;                      // count is set by the trainer
   bool activate_zero_layers = false;  // Params::activate_zero_layers(), for benchmarks
   ExecutorOptions executor;
 };

@@ -98,8 +98,8 @@ class UNet {
   // h = conv1(silu(norm1(x))) + time; y = conv2(dropout(silu(norm2(h)))) + shortcut(x)
   Tensor res_block(const ops::View& x, const std::string& name, int k) {
     const Graph::Scope scope(g_, name);
-    const Tensor h = ops::conv(g_, norm(x, "norm1"), "conv1",
-                               {.k = k, .sample_bias = time_.take(k)});
+    const Tensor h =
+        ops::conv(g_, norm(x, "norm1"), "conv1", {.k = k, .sample_bias = time_.take(k)});
     ops::ConvOptions second{.k = k, .init = Init::kNearZero};
     if (g_.shape(x.value).c == k && x.plain()) {
       second.residual = x.x;

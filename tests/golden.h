@@ -1,4 +1,5 @@
-// Golden values made by PyTorch and diffusers (golden/README.md): weights and inputs by integer hash.
+// Golden values made by PyTorch and diffusers (golden/README.md): weights and inputs by integer
+// hash.
 #pragma once
 
 #include <cmath>

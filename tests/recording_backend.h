@@ -40,6 +40,7 @@ class RecordingBackend final : public Backend {
   void upload(void* to, const void*, size_t) override { note("upload", {to}); }
   void download(void*, const void* from, size_t) override { note("download", {from}); }
   void fill(void* to, uint8_t, size_t) override { note("fill", {to}); }
+  void discard(void* at, size_t) override { note("discard", {at}); }
   void synchronize() override { note("synchronize"); }
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override { return 0; }
@@ -157,7 +158,8 @@ class RecordingBackend final : public Backend {
   class SealedMemory final : public Memory {
    public:
     explicit SealedMemory(size_t bytes) : size_(bytes) {
-      data_ = mmap(nullptr, bytes + 1, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      data_ =
+          mmap(nullptr, bytes + 1, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (data_ == MAP_FAILED) fail(Status::kMemory, "mmap of %zu bytes", bytes);
     }
     ~SealedMemory() override { munmap(data_, size_ + 1); }

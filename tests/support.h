@@ -70,9 +70,11 @@ class Bench {
     if (workspace_) backend_.fill(workspace_->data(), 0xFF, workspace_->size());
     call.run(Run{pointers_.data(), workspace_ ? workspace_->data() : nullptr, nullptr});
     backend_.synchronize();
-    if (call.workspace > 0) check_guard(*workspace_, call.workspace, std::string(call.op) + " workspace");
+    if (call.workspace > 0)
+      check_guard(*workspace_, call.workspace, std::string(call.op) + " workspace");
     for (size_t i = 0; i < slots_.size(); ++i)
-      check_guard(*slots_[i].memory, slots_[i].bytes, std::string(call.op) + " slot " + std::to_string(i));
+      check_guard(*slots_[i].memory, slots_[i].bytes,
+                  std::string(call.op) + " slot " + std::to_string(i));
   }
 
   template <typename T = float>

@@ -191,8 +191,9 @@ TEST_CASE("command line: models that are damaged or are none", "[command_line]")
   check_fails(run(sample + model), Status::kFile, "pickle");
   put_bytes(weights, std::string("PK\x03\x04") + good.substr(4));
   check_fails(run(sample + model), Status::kFile, "safetensors");
-  std::string huge = "{\"a\":{\"dtype\":\"F32\",\"shape\":[274877906944],\"data_offsets\":"
-                     "[0,1099511627776]}}";
+  std::string huge =
+      "{\"a\":{\"dtype\":\"F32\",\"shape\":[274877906944],\"data_offsets\":"
+      "[0,1099511627776]}}";
   huge.resize((huge.size() + 7) / 8 * 8, ' ');
   const uint64_t length = huge.size();
   put_bytes(weights, std::string(reinterpret_cast<const char*>(&length), 8) + huge);
@@ -233,17 +234,17 @@ TEST_CASE("command line: output that cannot be written", "[command_line]") {
   CHECK(get_bytes(tmp / "file") == "x");
 }
 
-TEST_CASE("command line: a full disk is exit 4 and leaves nothing half-written",
-          "[command_line]") {
+TEST_CASE("command line: a full disk is exit 4 and leaves nothing half-written", "[command_line]") {
   const TempFolder tmp;
   // A limit on file sizes is what a full disk looks like to a write, and needs no root.
   const Result r = run("train --data shapes --steps 2 --out " + tmp / "run" + kSmall);
   REQUIRE(r.exit_code == 0);
   Result limited;
-  FILE* pipe = popen(("ulimit -f 8; exec 2>&1; " DDPM_PROGRAM " train --data shapes --steps 3 --out " +
-                      tmp / "run" + kSmall)
-                         .c_str(),
-                     "r");
+  FILE* pipe =
+      popen(("ulimit -f 8; exec 2>&1; " DDPM_PROGRAM " train --data shapes --steps 3 --out " +
+             tmp / "run" + kSmall)
+                .c_str(),
+            "r");
   char buffer[4096];
   for (size_t got; (got = fread(buffer, 1, sizeof(buffer), pipe)) > 0;)
     limited.text.append(buffer, got);
@@ -263,8 +264,8 @@ TEST_CASE("command line: a run goes on where it stopped, and only as itself", "[
   INFO(resumed.text);
   CHECK(resumed.exit_code == 0);
   CHECK(resumed.says("resumed from"));
-  for (const char* file : {"training_state.safetensors",
-                           "unet/diffusion_pytorch_model.safetensors"})
+  for (const char* file :
+       {"training_state.safetensors", "unet/diffusion_pytorch_model.safetensors"})
     CHECK(get_bytes(checkpoint_folder(whole / "run", 6) + "/" + file) ==
           get_bytes(checkpoint_folder(parts / "run", 6) + "/" + file));
   const Result finished = train(parts, "--steps 6");
@@ -285,8 +286,8 @@ TEST_CASE("command line: a run's folder, and every form of samples", "[command_l
   const TempFolder& tmp = trained();
   const std::string metrics = get_bytes(tmp / "run/metrics.jsonl");
   const nlohmann::json line = nlohmann::json::parse(metrics.substr(0, metrics.find('\n')));
-  for (const char* key : {"step", "loss", "grad_norm", "learning_rate", "images_per_second",
-                          "seconds", "peak_bytes"})
+  for (const char* key :
+       {"step", "loss", "grad_norm", "learning_rate", "images_per_second", "seconds", "peak_bytes"})
     CHECK(line.contains(key));
   CHECK(list_checkpoints(tmp / "run").size() == 2);
 
@@ -318,11 +319,12 @@ TEST_CASE("command line: pack, then train on it", "[command_line]") {
   const TempFolder tmp;
   const Dataset shapes = make_shapes(6, {1, 20, 12, 3});
   tools::write_png_folder(tmp / "pictures", shapes.images.data(), 6, 20, 12, 3, 0);
-  const Result packed = run("pack " + tmp / "pictures" + " --size 8x8 --out " + tmp / "p.safetensors");
+  const Result packed =
+      run("pack " + tmp / "pictures" + " --size 8x8 --out " + tmp / "p.safetensors");
   INFO(packed.text);
   CHECK(packed.exit_code == 0);
-  const Result r = run("train --data " + tmp / "p.safetensors" + " --steps 1 --out " + tmp / "run" +
-                       kSmall);
+  const Result r =
+      run("train --data " + tmp / "p.safetensors" + " --steps 1 --out " + tmp / "run" + kSmall);
   INFO(r.text);
   CHECK(r.exit_code == 0);
   check_fails(run("pack " + tmp / "nothing" + " --out " + tmp / "q.safetensors"), Status::kConfig,

@@ -62,8 +62,8 @@ void check_plan(const Graph& g, const Plan& plan) {
 
 TEST_CASE("graph: parameters of the presets", "[graph]") {
   RecordingBackend backend;
-  const std::map<std::string, int64_t> known{{"cifar10", 35746307}, {"celebahq256", 113673219},
-                                             {"lsun256", 113673219}};
+  const std::map<std::string, int64_t> known{
+      {"cifar10", 35746307}, {"celebahq256", 113673219}, {"lsun256", 113673219}};
   for (const Preset& p : presets()) {
     const TrainingGraph t = training_graph(backend, p, 2);
     INFO(p.name);

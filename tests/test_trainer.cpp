@@ -1,4 +1,5 @@
-// Training is a function of its configuration: repeated, resumed or poisoned it gives the same bits.
+// Training is a function of its configuration: repeated, resumed or poisoned it gives the same
+// bits.
 #include <catch2/catch.hpp>
 
 #include <cmath>
@@ -57,9 +58,9 @@ void steps(Trainer& trainer, int count) {
 }
 
 void save(const Trainer& trainer, const Backend& backend, const std::string& folder) {
-  save_checkpoint(folder, small_unet(), {}, trainer.store(),
-                  {.step = trainer.state().step, .seed = 42, .batch_size = 5,
-                   .numerics = backend.numerics()});
+  save_checkpoint(
+      folder, small_unet(), {}, trainer.store(),
+      {.step = trainer.state().step, .seed = 42, .batch_size = 5, .numerics = backend.numerics()});
 }
 
 }  // namespace
@@ -124,15 +125,14 @@ TEST_CASE("checkpoint: equal state gives equal bytes, and a flipped bit is found
     INFO(file);
     CHECK(test::get_bytes(tmp / "a/" + file) == test::get_bytes(tmp / "b/" + file));
   }
-  for (const char* file : {"unet/diffusion_pytorch_model.safetensors",
-                           "training_state.safetensors"}) {
+  for (const char* file :
+       {"unet/diffusion_pytorch_model.safetensors", "training_state.safetensors"}) {
     const std::string path = tmp / "b/" + file;
     std::string bytes = test::get_bytes(path);
     const std::string good = bytes;
     bytes[bytes.size() - 1000] = static_cast<char>(bytes[bytes.size() - 1000] ^ 4);
     test::put_bytes(path, bytes);
-    CHECK_THROWS_WITH(load_checkpoint(tmp / "b", trainer->store()),
-                      Catch::Contains("checksum"));
+    CHECK_THROWS_WITH(load_checkpoint(tmp / "b", trainer->store()), Catch::Contains("checksum"));
     test::put_bytes(path, good);
   }
   CHECK_NOTHROW(load_checkpoint(tmp / "b", trainer->store()));

@@ -1,6 +1,7 @@
 // Whole networks against values made by PyTorch and diffusers in float64: output, gradients, twenty
-// training steps, sampling chains. Three layouts: the paper's at a quarter of its width; a rectangle
-// with two attention levels; class labels, several heads and groups that straddle a concatenation.
+// training steps, sampling chains. Three layouts: the paper's at a quarter of its width; a
+// rectangle with two attention levels; class labels, several heads and groups that straddle a
+// concatenation.
 #include <catch2/catch.hpp>
 
 #include <cmath>
@@ -106,8 +107,7 @@ TEST_CASE("unet: gradients as PyTorch", "[unet]") {
     executor.upload(training.batch.noise, test::hash_input("gradient.noise", s).data());
     executor.upload(training.batch.timestep, t.data());
     if (training.batch.class_labels)
-      executor.upload(training.batch.class_labels,
-                      golden.indices("gradient.class_labels").data());
+      executor.upload(training.batch.class_labels, golden.indices("gradient.class_labels").data());
     executor.step();
     INFO(name);
     CHECK(executor.state().loss == Approx(golden.values("gradient.loss")[0]).epsilon(1e-5));
@@ -216,7 +216,8 @@ TEST_CASE("unet: DDIM and DPM-Solver++ chains as diffusers", "[unet]") {
     for (float& x : v) x = std::clamp(x, -1.0f, 1.0f);
     return v;
   };
-  CHECK(relative_error(chain(SamplerKind::kDdim, golden.scheduler), clamped("sample.ddim")) <= 1e-4);
+  CHECK(relative_error(chain(SamplerKind::kDdim, golden.scheduler), clamped("sample.ddim")) <=
+        1e-4);
   CHECK(relative_error(chain(SamplerKind::kDpmpp2m, golden.scheduler), clamped("sample.dpmpp2m")) <=
         1e-4);
   CHECK(relative_error(chain(SamplerKind::kDpmpp2m, short_schedule),

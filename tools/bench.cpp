@@ -79,7 +79,7 @@ Sampling make_sampling(const Model& m, const BenchArgs& args, Backend& backend) 
         }
         return s.store->arenas();
       });
-  s.generator->weights_changed();
+  s.generator->weights_final();
   s.generator->executor().run(Phase::kStart);
   return s;
 }
@@ -120,10 +120,11 @@ void report(const BenchArgs& args, const Model& m, Executor& executor, size_t pl
   if (!args.json.empty()) write_file(args.json, to_text(json));
   std::printf("%s %s, batch %d, %s\n", args.work.c_str(), m.name.c_str(), args.batch_size,
               g.backend().description().c_str());
-  std::printf("%.2f ms per step (%.2f to %.2f over %zu), %.1f images/s, %.0f GFLOP/s, %s planned, "
-              "%s peak\n",
-              median, ms.front(), ms.back(), ms.size(), 1e3 * args.batch_size / median,
-              gflop / median * 1e3, bytes_text(planned).c_str(), bytes_text(peak_bytes()).c_str());
+  std::printf(
+      "%.2f ms per step (%.2f to %.2f over %zu), %.1f images/s, %.0f GFLOP/s, %s planned, "
+      "%s peak\n",
+      median, ms.front(), ms.back(), ms.size(), 1e3 * args.batch_size / median,
+      gflop / median * 1e3, bytes_text(planned).c_str(), bytes_text(peak_bytes()).c_str());
 }
 
 // Each step's share: by operation, and the slowest single ones.
@@ -153,7 +154,8 @@ void report_ops(Executor& executor, int repeats) {
     std::printf("%-24s %6d %10.3f %6.1f%%\n", op.c_str(), s.calls, 1e3 * s.seconds / repeats,
                 100 * s.seconds / total);
   std::printf("%-24s %6zu %10.3f\n\n", "all", steps.size(), 1e3 * total / repeats);
-  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return seconds[a] > seconds[b]; });
+  std::sort(order.begin(), order.end(),
+            [&](size_t a, size_t b) { return seconds[a] > seconds[b]; });
   for (size_t i = 0; i < std::min<size_t>(order.size(), 25); ++i)
     std::printf("%10.3f ms  %s:%s\n", 1e3 * seconds[order[i]] / repeats,
                 steps[order[i]].scope.c_str(), steps[order[i]].call.op);

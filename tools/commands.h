@@ -1,5 +1,5 @@
-// The subcommands of `ddpm`: what the command line fills in, and what runs it. Each is implemented in
-// the file of its name. All throw Error; its status is the exit code.
+// The subcommands of `ddpm`: what the command line fills in, and what runs it. Each is implemented
+// in the file of its name. All throw Error; its status is the exit code.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +27,8 @@ struct SampleArgs {
   std::string sampler = "ddpm", spacing;
   int64_t num = 64;
   uint64_t first = 0, seed = 0;
-  int batch_size = 0;          // 0: min(num, 64)
-  std::optional<int> steps;    // the sampler's default
+  int batch_size = 0;        // 0: min(num, 64)
+  std::optional<int> steps;  // the sampler's default
   double eta = 0;
   DeviceOptions device;
 };

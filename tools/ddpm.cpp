@@ -17,15 +17,17 @@ void add_device_flags(CLI::App* app, DeviceOptions& o) {
   app->add_option("--precision", o.precision,
                   "auto, fp32 (direct convolution only), tf32 or bf16 (CUDA)")
       ->capture_default_str();
-  app->add_option("--threads", o.threads, "CPU threads; default all")
-      ->check(CLI::Range(1, 1024));
+  app->add_option("--threads", o.threads, "CPU threads; default all")->check(CLI::Range(1, 1024));
 }
 
 // A flag that stands for one setting of the run's config.
 void add_setting(CLI::App* app, TrainArgs& args, const char* flag, const char* path,
                  const char* help) {
   app->add_option_function<std::string>(
-      flag, [&args, path](const std::string& v) { args.settings.push_back(format("%s=%s", path, v.c_str())); },
+      flag,
+      [&args, path](const std::string& v) {
+        args.settings.push_back(format("%s=%s", path, v.c_str()));
+      },
       help);
 }
 
@@ -138,8 +140,7 @@ void add_info(CLI::App& program, InfoArgs& args) {
   app->add_option("--batch-size", args.batch_size, "default the preset's, or 1")
       ->check(CLI::Range(1, 1 << 20));
   app->callback([&] {
-    if (args.model.empty() && args.preset.empty())
-      throw CLI::RequiredError("--model or --preset");
+    if (args.model.empty() && args.preset.empty()) throw CLI::RequiredError("--model or --preset");
     run_info(args);
   });
 }

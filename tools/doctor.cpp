@@ -28,7 +28,8 @@ Status run_doctor() {
   std::error_code error;
   const auto space = std::filesystem::space(".", error);
   if (!error)
-    std::printf("disk      %s free here\n", bytes_text(static_cast<size_t>(space.available)).c_str());
+    std::printf("disk      %s free here\n",
+                bytes_text(static_cast<size_t>(space.available)).c_str());
   return status;
 }
 

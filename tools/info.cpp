@@ -22,11 +22,11 @@ std::string widths_text(const UNetConfig& u) {
 
 void print_plan(const char* what, const Graph& g, size_t arenas, int batch) {
   const Plan plan = make_plan(g.tensors(), g.steps());
-  std::printf("%-9s %zu steps; %s planned (bound %s) and %s of parameters; %.3f GFLOP per image\n",
-              what, g.steps().size(), bytes_text(plan.bytes).c_str(),
-              bytes_text(plan.lower_bound).c_str(),
-              bytes_text(arenas * sizeof(float) * static_cast<size_t>(g.params().arena_size())).c_str(),
-              2e-9 * static_cast<double>(g.macs()) / batch * (g.training() ? 3 : 1));
+  std::printf(
+      "%-9s %zu steps; %s planned (bound %s) and %s of parameters; %.3f GFLOP per image\n", what,
+      g.steps().size(), bytes_text(plan.bytes).c_str(), bytes_text(plan.lower_bound).c_str(),
+      bytes_text(arenas * sizeof(float) * static_cast<size_t>(g.params().arena_size())).c_str(),
+      2e-9 * static_cast<double>(g.macs()) / batch * (g.training() ? 3 : 1));
 }
 
 }  // namespace

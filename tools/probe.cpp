@@ -85,8 +85,7 @@ void probe_forward(const ProbeArgs& args, const Pipeline& p, Backend& backend) {
   const int n = inputs.n();
   UNetInputs in{.sample = persistent_batch(g, u, n, "sample"),
                 .timestep = g.persistent({1, 1, 1, n}, DType::kI32, "timestep")};
-  if (u.num_class_embeds)
-    in.class_labels = g.persistent({1, 1, 1, n}, DType::kI32, "class_labels");
+  if (u.num_class_embeds) in.class_labels = g.persistent({1, 1, 1, n}, DType::kI32, "class_labels");
   const Tensor y = build_unet(g, u, p.scheduler.num_train_timesteps, in);
   const Shape out = g.shape(y);
   const Tensor kept = g.persistent(out, DType::kF32, "model_output");
@@ -105,10 +104,10 @@ void probe_forward(const ProbeArgs& args, const Pipeline& p, Backend& backend) {
   executor.download(values.data(), kept);
   values = to_nchw(values, out.n, out.h, out.w, out.c);
   const auto extent = [](int v) { return static_cast<uint64_t>(v); };
-  write_tensors(args.out, {tensor_in_memory("model_output", DType::kF32,
-                                            {extent(out.n), extent(out.c), extent(out.h),
-                                             extent(out.w)},
-                                            values.data())});
+  write_tensors(args.out,
+                {tensor_in_memory("model_output", DType::kF32,
+                                  {extent(out.n), extent(out.c), extent(out.h), extent(out.w)},
+                                  values.data())});
 }
 
 void probe_gradient(const ProbeArgs& args, const Pipeline& p, Backend& backend) {

@@ -1,4 +1,5 @@
-// Progress on stderr: one line that is rewritten on a terminal, a plain line now and then elsewhere.
+// Progress on stderr: one line that is rewritten on a terminal, a plain line now and then
+// elsewhere.
 #pragma once
 
 #include <chrono>

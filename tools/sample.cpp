@@ -38,12 +38,11 @@ void write_images(const SampleArgs& args, const std::vector<float>& images, int6
   if (args.out.ends_with(".safetensors")) {
     const std::vector<float> nchw = to_nchw(images, static_cast<int>(count), s.h, s.w, s.c);
     OutputFile file(args.out);
-    write_safetensors(file, {tensor_in_memory("images", DType::kF32,
-                                              {static_cast<uint64_t>(count),
-                                               static_cast<uint64_t>(s.c),
-                                               static_cast<uint64_t>(s.h),
-                                               static_cast<uint64_t>(s.w)},
-                                              nchw.data())});
+    write_safetensors(file,
+                      {tensor_in_memory("images", DType::kF32,
+                                        {static_cast<uint64_t>(count), static_cast<uint64_t>(s.c),
+                                         static_cast<uint64_t>(s.h), static_cast<uint64_t>(s.w)},
+                                        nchw.data())});
     file.commit();
     return;
   }
@@ -81,14 +80,15 @@ void run_sample(const SampleArgs& args) {
 
   const std::unique_ptr<Backend> backend = open_backend(args.device);
   std::unique_ptr<ParamStore> store;
-  const int batch = args.batch_size > 0 ? args.batch_size
-                                        : static_cast<int>(std::min<int64_t>(count, 64));
+  const int batch =
+      args.batch_size > 0 ? args.batch_size : static_cast<int>(std::min<int64_t>(count, 64));
   Generator generator(*backend, p.unet, p.scheduler, options, batch, [&](const Params& params) {
     store = load_store(*backend, p, params);
     return store->arenas();
   });
-  generator.weights_changed();
-  std::fprintf(stderr, "device   %s\nmodel    %s, %s parameters\nsampling %lld image%s %dx%dx%d, %s, "
+  generator.weights_final();
+  std::fprintf(stderr,
+               "device   %s\nmodel    %s, %s parameters\nsampling %lld image%s %dx%dx%d, %s, "
                "%d steps, batch %d, %s\n",
                backend->description().c_str(), p.folder.c_str(),
                grouped(store->params().count()).c_str(), static_cast<long long>(count),

@@ -52,8 +52,8 @@ std::string find_start(const TrainArgs& args, const RunConfig& config, const std
   if (args.resume == "never" || args.resume == "auto") {
     const bool run = file_exists(out + "/config.json");
     if (run && args.resume == "never")
-      fail(Status::kUsage, "%s holds a run already; choose another --out or leave out --resume never",
-           out.c_str());
+      fail(Status::kUsage,
+           "%s holds a run already; choose another --out or leave out --resume never", out.c_str());
     if (!run) return {};
     const std::string path = out + "/config.json";
     require_same_run(config, run_config_from_json(read_json_file(path, Status::kConfig), path),
@@ -62,8 +62,10 @@ std::string find_start(const TrainArgs& args, const RunConfig& config, const std
     return checkpoints.empty() ? std::string() : checkpoints.rbegin()->second;
   }
   if (file_exists(out + "/config.json"))
-    fail(Status::kUsage, "--resume %s starts a run of its own: %s holds one already; choose another "
-         "--out", args.resume.c_str(), out.c_str());
+    fail(Status::kUsage,
+         "--resume %s starts a run of its own: %s holds one already; choose another "
+         "--out",
+         args.resume.c_str(), out.c_str());
   return open_pipeline(args.resume).folder;
 }
 
@@ -127,7 +129,8 @@ void Run::prepare(const TrainArgs& args) {
   options.batch_size = train().batch_size;
   options.flip = train().flip;
   options.adam = adam_desc(train());
-  trainer_ = std::make_unique<Trainer>(*backend_, unet, config_.scheduler, options, std::move(data));
+  trainer_ =
+      std::make_unique<Trainer>(*backend_, unet, config_.scheduler, options, std::move(data));
   if (start.empty()) {
     trainer_->initialize(train().seed);
   } else {
@@ -159,7 +162,8 @@ void Run::print_header(const std::string& start) const {
                grouped(trainer_->store().params().count()).c_str(), config_.unet.sample_height,
                config_.unet.sample_width, config_.unet.in_channels);
   std::fprintf(stderr, "data     %s\n", data_description_.c_str());
-  std::fprintf(stderr, "memory   %s planned: %s parameters and optimizer, %s activations and data, "
+  std::fprintf(stderr,
+               "memory   %s planned: %s parameters and optimizer, %s activations and data, "
                "%s previews\n",
                bytes_text(trainer_->bytes() + previews).c_str(),
                bytes_text(trainer_->store().bytes()).c_str(),
@@ -167,8 +171,7 @@ void Run::print_header(const std::string& start) const {
                bytes_text(previews).c_str());
   std::fprintf(stderr, "steps    %s to %s, batch %d%s\n",
                grouped(static_cast<int64_t>(first_step_)).c_str(), grouped(train().steps).c_str(),
-               train().batch_size,
-               start.empty() ? "" : (", resumed from " + start).c_str());
+               train().batch_size, start.empty() ? "" : (", resumed from " + start).c_str());
   std::fprintf(stderr, "output   %s: a checkpoint every %lld steps, samples every %lld\n",
                out_.c_str(), static_cast<long long>(train().save_every),
                static_cast<long long>(train().sample_every));
@@ -222,8 +225,8 @@ void Run::log(uint64_t step, Progress& progress, AppendFile& metrics) {
   line["seconds"] = seconds;
   line["peak_bytes"] = peak_bytes();
   metrics.append_line(line.dump());
-  progress.show(static_cast<int64_t>(step),
-                format("loss %.4f  %s images/s", loss, grouped(static_cast<int64_t>(rate)).c_str()));
+  progress.show(static_cast<int64_t>(step), format("loss %.4f  %s images/s", loss,
+                                                   grouped(static_cast<int64_t>(rate)).c_str()));
   logged_step_ = step;
   logged_seconds_ = seconds;
   logged_loss_sum_ = state.loss_sum;
@@ -235,8 +238,7 @@ void Run::draw_samples(uint64_t step, Progress& progress) {
   std::vector<float> images;
   for (int first = 0; first < preview_.count; first += g.batch_size()) {
     const int count = std::min(g.batch_size(), preview_.count - first);
-    const std::vector<float> batch =
-        g.sample(train().seed, static_cast<uint64_t>(first), count);
+    const std::vector<float> batch = g.sample(train().seed, static_cast<uint64_t>(first), count);
     images.insert(images.end(), batch.begin(), batch.end());
   }
   const Shape s = g.shape();

@@ -174,8 +174,8 @@ Tensor conv(Graph& g, const View& x, const std::string& name, const ConvOptions&
   const Filter f = define_filter(g, name, {o.k, o.kernel, o.kernel, in.c}, o.init);
   Filter shortcut;
   if (o.shortcut.value)
-    shortcut = define_filter(g, o.shortcut_name, {o.k, 1, 1, g.shape(o.shortcut.value).c},
-                             Init::kGlorot);
+    shortcut =
+        define_filter(g, o.shortcut_name, {o.k, 1, 1, g.shape(o.shortcut.value).c}, Init::kGlorot);
   const Graph::Scope scope(g, name);
   const Shape out = plain_desc(g, x, o).y();
   const Tensor y = g.tensor(out);
@@ -193,8 +193,8 @@ Tensor conv(Graph& g, const View& x, const std::string& name, const ConvOptions&
     add_bias_gradients(g, f, shortcut, o, y, dy);
     add_filter_gradients(g, x, f, o, dy);
     if (o.shortcut.value)
-      add_filter_gradients(g, o.shortcut, shortcut,
-                           {.k = o.k, .kernel = 1, .pad = {0, 0, 0, 0}}, dy);
+      add_filter_gradients(g, o.shortcut, shortcut, {.k = o.k, .kernel = 1, .pad = {0, 0, 0, 0}},
+                           dy);
     if (o.residual) g.pass_grad(y, o.residual);
   });
   return y;

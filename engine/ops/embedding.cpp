@@ -26,8 +26,8 @@ Tensor time_embedding(Graph& g, Tensor t, const TimeEmbeddingDesc& d) {
 Tensor add_embedding(Graph& g, Tensor x, Tensor index, int rows, const std::string& name) {
   const Graph::Scope scope(g, name);
   const Shape s = g.shape(x);
-  const Tensor table = g.parameter("weight", {rows, 1, 1, s.c}, 2,
-                                   {{g.scope() + ".weight", rows, Init::kNormal}});
+  const Tensor table =
+      g.parameter("weight", {rows, 1, 1, s.c}, 2, {{g.scope() + ".weight", rows, Init::kNormal}});
   g.add(g.backend().embedding(s.n, rows, s.c, table, index, x, Write::kAccumulate));
   g.on_backward([=](Graph& g) {
     const GradOut dtable = g.grad_out(table);

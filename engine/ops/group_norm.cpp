@@ -9,8 +9,7 @@ namespace ddpm::ops {
 //   dx = rstd (gamma dz - mean(gamma dz) - xhat mean(gamma dz xhat))
 //   dgamma = sum dz xhat, dbeta = sum dz
 // It reads the raw x and its statistics; the activated copy is not kept.
-View group_norm_silu(Graph& g, const View& x, const std::string& name,
-                     const GroupNormOptions& o) {
+View group_norm_silu(Graph& g, const View& x, const std::string& name, const GroupNormOptions& o) {
   DDPM_CHECK(!x.norm && !x.upsampled, "group norm of a view that is normalised or upsampled");
   const Graph::Scope scope(g, name);
   auto norm = std::make_shared<Norm>();
@@ -27,8 +26,7 @@ View group_norm_silu(Graph& g, const View& x, const std::string& name,
   const Tensor stats2 = x.x2 ? g.statistics(x.x2) : Tensor{};
   const Shape vector{1, 1, 1, d.c()};
   const std::string key = g.scope();
-  const Tensor gamma =
-      g.parameter("weight", vector, 1, {{key + ".weight", d.c(), Init::kOnes}});
+  const Tensor gamma = g.parameter("weight", vector, 1, {{key + ".weight", d.c(), Init::kOnes}});
   const Tensor beta = g.parameter("bias", vector, 1, {{key + ".bias", d.c(), Init::kZeros}});
   norm->scale_shift = g.tensor({d.x.n, 1, 1, 2 * d.c()});
   const Tensor mean_rstd = g.tensor({d.x.n, 1, 1, 2 * d.groups});
@@ -44,10 +42,9 @@ View group_norm_silu(Graph& g, const View& x, const std::string& name,
   g.on_backward([v, gamma, beta, mean_rstd](Graph& g) {
     const GradOut dx = g.grad_out(v.x), dx2 = v.x2 ? g.grad_out(v.x2) : GradOut{};
     const GradOut dgamma = g.grad_out(gamma), dbeta = g.grad_out(beta);
-    g.add(g.backend().group_norm_backward(v.norm->desc, v.x, v.x2, v.norm->scale_shift, mean_rstd,
-                                          gamma, g.state(), g.grad(v.value), dx.tensor, dx.write,
-                                          dx2.tensor, dx2.write, dgamma.tensor, dbeta.tensor,
-                                          dgamma.write));
+    g.add(g.backend().group_norm_backward(
+        v.norm->desc, v.x, v.x2, v.norm->scale_shift, mean_rstd, gamma, g.state(), g.grad(v.value),
+        dx.tensor, dx.write, dx2.tensor, dx2.write, dgamma.tensor, dbeta.tensor, dgamma.write));
   });
   return v;
 }

@@ -45,8 +45,8 @@ Tensor materialize(Graph& g, const View& v) {
   Tensor out = v.x;
   if (v.norm) {
     out = g.tensor(v.norm->desc.shape());
-    g.add(g.backend().group_norm_apply(v.norm->desc, v.x, v.x2, v.norm->scale_shift, g.state(),
-                                       out));
+    g.add(
+        g.backend().group_norm_apply(v.norm->desc, v.x, v.x2, v.norm->scale_shift, g.state(), out));
   } else if (v.x2) {
     out = g.tensor({x.n, x.h, x.w, x.c + c2});
     g.add(g.backend().concat(x, c2, v.x, v.x2, out));

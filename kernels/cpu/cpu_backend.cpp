@@ -1,9 +1,11 @@
 #include "kernels/cpu/cpu_backend.h"
 
-#include <sched.h>
+#include <omp.h>
+#include <sys/mman.h>
 
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 
 #include <hwy/highway.h>
 
@@ -13,34 +15,30 @@ namespace ddpm {
 namespace cpu {
 namespace {
 
+// Zero and aligned; from calloc, so that pages are not there until they are touched, and so that
+// AddressSanitizer watches their ends.
 class HostMemory final : public Memory {
  public:
-  explicit HostMemory(size_t bytes) : size_(bytes) {
-    const size_t rounded = (bytes + 63) / 64 * 64;
-    data_ = std::aligned_alloc(64, rounded > 0 ? rounded : 64);
-    if (data_ == nullptr)
+  explicit HostMemory(size_t bytes) : size_(bytes), block_(std::calloc(bytes + kAlignment, 1)) {
+    if (block_ == nullptr)
       fail(Status::kMemory, "out of memory: %zu bytes asked for; use a smaller --batch-size",
            bytes);
-    std::memset(data_, 0, rounded);
+    size_t space = bytes + kAlignment;
+    data_ = block_;
+    std::align(kAlignment, bytes, data_, space);
   }
-  ~HostMemory() override { std::free(data_); }
+  ~HostMemory() override { std::free(block_); }
   HostMemory(const HostMemory&) = delete;
   HostMemory& operator=(const HostMemory&) = delete;
   void* data() const override { return data_; }
   size_t size() const override { return size_; }
 
  private:
-  void* data_;
+  static constexpr size_t kAlignment = 64;
   size_t size_;
+  void* block_;
+  void* data_;
 };
-
-// The processors this process may run on, which in a container are fewer than the machine's.
-int usable_processors() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
-  return CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
-}
 
 const char* instruction_set() {
   const int64_t targets = hwy::SupportedTargets();
@@ -54,7 +52,7 @@ const char* precision_name(Precision p) { return p == Precision::kFp32 ? "fp32" 
 }  // namespace
 
 CpuBackend::CpuBackend(const BackendOptions& options)
-    : options_(options), threads_(options.threads > 0 ? options.threads : usable_processors()) {
+    : options_(options), threads_(options.threads > 0 ? options.threads : omp_get_num_procs()) {
   if (options.precision == Precision::kTf32 || options.precision == Precision::kBf16)
     fail(Status::kUsage, "--precision %s is for CUDA; the CPU computes in fp32: use auto or fp32",
          options.precision == Precision::kTf32 ? "tf32" : "bf16");
@@ -83,6 +81,12 @@ void CpuBackend::download(void* host, const void* device, size_t bytes) {
 }
 void CpuBackend::fill(void* device, uint8_t byte, size_t bytes) {
   std::memset(device, byte, bytes);
+}
+void CpuBackend::discard(void* device, size_t bytes) {
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(device) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(device) + bytes) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
 }  // namespace cpu

@@ -21,6 +21,7 @@ class CpuBackend final : public Backend {
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void fill(void* device, uint8_t byte, size_t bytes) override;
+  void discard(void* device, size_t bytes) override;
   void synchronize() override {}
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override;

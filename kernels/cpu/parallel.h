@@ -6,8 +6,8 @@
 
 namespace ddpm::cpu {
 
-// Calls body(begin, end) on `threads` contiguous parts of [0, count). The split depends on count and
-// threads only. body must not throw.
+// Calls body(begin, end) on `threads` contiguous parts of [0, count). The split depends on count
+// and threads only. body must not throw.
 template <typename Body>
 void parallel_for(int threads, int64_t count, const Body& body) {
   const int64_t parts = std::min<int64_t>(threads, count);
@@ -15,7 +15,7 @@ void parallel_for(int threads, int64_t count, const Body& body) {
     if (count > 0) body(int64_t{0}, count);
     return;
   }
-#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(parts))
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast <int>(parts))
   for (int64_t i = 0; i < parts; ++i) body(count * i / parts, count * (i + 1) / parts);
 }
 
@@ -32,8 +32,8 @@ void parallel_elements(int threads, int64_t count, const Body& body) {
   parallel_for(threads_for(threads, count), count, body);
 }
 
-// Calls body(sample, begin, end) on parts of `samples` rows of `count` elements: a part stays within
-// one sample.
+// Calls body(sample, begin, end) on parts of `samples` rows of `count` elements: a part stays
+// within one sample.
 template <typename Body>
 void parallel_samples(int threads, int64_t samples, int64_t count, const Body& body) {
   parallel_elements(threads, samples * count, [&](int64_t begin, int64_t end) {

@@ -10,8 +10,8 @@
 
 #include <cstdint>
 
-#include <hwy/highway.h>
 #include <hwy/contrib/math/math-inl.h>
+#include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
 namespace ddpm::cpu::HWY_NAMESPACE {
@@ -36,8 +36,8 @@ HWY_INLINE HWY_ATTR void store(Float v, float* p, int64_t remaining) {
     hn::BlendedStore(v, hn::FirstN(d, static_cast<size_t>(remaining)), d, p);
 }
 
-// low += v^2 of the lower lanes, high += v^2 of the upper ones, in double. A float's square is exact
-// there and cannot overflow.
+// low += v^2 of the lower lanes, high += v^2 of the upper ones, in double. A float's square is
+// exact there and cannot overflow.
 using DoubleTag = hn::ScalableTag<double>;
 using Double = hn::Vec<DoubleTag>;
 HWY_INLINE HWY_ATTR void add_squares(Float v, Double& low, Double& high) {

@@ -14,6 +14,7 @@ import subprocess
 import diffusers
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from pytorch_work import hwm_bytes
 from safetensors.torch import load_file, save_file
 
 PAPER = {
@@ -99,6 +100,7 @@ def main():
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--json", required=True, help="where to write the result")
     arguments = parser.parse_args()
+    library_bytes = hwm_bytes()
     diffusers.utils.logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
 
@@ -129,6 +131,7 @@ def main():
         "pytorch_forward": relative(single[0], double[0]),
         "pytorch_loss": relative(single[1], double[1]),
         "pytorch_gradient": gradient_error(single[2], double[2])[0],
+        "library_bytes": library_bytes,
         "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
         f"diffusers {diffusers.__version__}, oneDNN in PyTorch: {onednn_version()}",
     }
