@@ -53,12 +53,14 @@ Figure draw_figure(int64_t index, int h, int w) {
   Figure f;
   f.kind = static_cast<Kind>(uniform_below(a[0], kKinds));
   const double unit = std::min(h, w) / 16.0, margin = 0.5 * unit;
-  const double size = between(a[1], 3.5, 6.5) * unit;
+  const double size = between(a[1], 4.5, 6.3) * unit;
   // Half the width of each kind, chosen so that the three look equally large.
   f.radius = f.kind == kDisc ? size : f.kind == kSquare ? 0.9 * size : 1.15 * size;
   const double height = f.kind == kTriangle ? f.radius * std::sqrt(3.0) : 2 * f.radius;
-  f.x0 = between(a[2], margin + f.radius, w - f.radius - margin);
-  f.top = between(a[3], margin, h - height - margin);
+  // Near the centre, whole.
+  const double dx = between(a[2], -2, 2) * unit, dy = between(a[3], -2, 2) * unit;
+  f.x0 = std::clamp(0.5 * w + dx, margin + f.radius, w - f.radius - margin);
+  f.top = std::clamp(0.5 * (h - height) + dy, margin, h - height - margin);
   f.bottom = f.top + height;
   f.color = kColors[uniform_below(b[0], kColors.size())];
   f.background = kBackgrounds[uniform_below(b[1], kBackgrounds.size())];

@@ -35,9 +35,9 @@ Preset tiny() {
   p.unet.norm_num_groups = 8;
   p.train = {.batch_size = 32,
              .steps = 6000,
-             .learning_rate = 2e-3,
-             .warmup_steps = 200,
-             .ema_decay = 0.995,
+             .learning_rate = 1e-3,
+             .warmup_steps = 100,
+             .ema_decay = 0.998,
              .flip = false};
   return p;
 }
