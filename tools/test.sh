@@ -20,8 +20,9 @@ check_format() {
   fi
 }
 
+# Without warnings as errors: under sanitizers GCC 12 warns of values that are set.
 build_sanitized() {
-  DDPM_BUILD_DIR=$build/sanitized tools/build.sh -DDDPM_WERROR=ON -DDDPM_TESTS=ON \
+  DDPM_BUILD_DIR=$build/sanitized tools/build.sh -DDDPM_WERROR=OFF -DDDPM_TESTS=ON \
     -DDDPM_SANITIZE=address,undefined "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -g1"
 }
 
