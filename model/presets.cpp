@@ -34,8 +34,8 @@ Preset tiny() {
   p.unet.layers_per_block = 1;
   p.unet.norm_num_groups = 8;
   p.train = {.batch_size = 32,
-             .steps = 6000,
-             .learning_rate = 1e-3,
+             .steps = 5000,
+             .learning_rate = 2e-3,
              .warmup_steps = 100,
              .ema_decay = 0.998,
              .flip = false};

@@ -8,11 +8,11 @@ build=${DDPM_BUILD_DIR:-build}
 DDPM_TARGET=ddpm tools/build.sh -DDDPM_TESTS=OFF >&2
 
 out=runs/quickstart
-"$build/ddpm" train --preset tiny --data shapes --out "$out/first" --steps 4800
+"$build/ddpm" train --preset tiny --data shapes --out "$out/first" --steps 4000
 if [[ ! -e $out/config.json ]]; then
-  start=(--resume "$out/first/checkpoints/step-00004800")
+  start=(--resume "$out/first/checkpoints/step-00004000")
 fi
-"$build/ddpm" train --preset tiny --data shapes --out "$out" --steps 6000 --learning-rate 2e-4 \
+"$build/ddpm" train --preset tiny --data shapes --out "$out" --steps 5000 --learning-rate 2e-4 \
   "${start[@]:---resume=auto}"
 "$build/ddpm" sample --model "$out" --out "$out/samples.png" --num 64 --sampler ddim \
   --seed "${SEED:-0}"
