@@ -13,7 +13,7 @@ Executor::Executor(Graph graph, const ParamArenas& arenas, ExecutorOptions optio
       plan_(make_plan(graph_.tensors(), graph_.steps())) {
   Backend& backend = graph_.backend();
   size_t bytes = plan_.bytes;
-  for (Phase phase : {Phase::kSetup, Phase::kStart, Phase::kFinish})
+  for (Phase phase : {Phase::kSetup, Phase::kStart})
     for (const Step& s : graph_.steps(phase)) bytes = std::max(bytes, s.call.workspace);
   arena_ = backend.allocate(bytes);
   bind(arenas);

@@ -60,12 +60,11 @@ enum class Mode { kTraining, kInference };
 
 // When steps run. Only those of kStep may use planned tensors.
 enum class Phase {
-  kSetup,   // after a change of the weights: packing of filters
-  kStart,   // before the first step of a chain
-  kStep,    // every step
-  kFinish,  // after the last step of a chain
+  kSetup,  // after a change of the weights: packing of filters
+  kStart,  // before the first step of a chain
+  kStep,   // every step
 };
-inline constexpr int kPhases = 4;
+inline constexpr int kPhases = 3;
 
 class Graph {
  public:
