@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <utility>
+
+#include "kernels/bf16.h"
 
 namespace ddpm {
 
@@ -34,9 +37,14 @@ void Executor::bind(const ParamArenas& arenas) {
       persistent_.push_back(graph_.backend().allocate(t.bytes));
       pointers_[i] = persistent_.back()->data();
     } else if (t.kind == TensorKind::kArena) {
-      char* base = static_cast<char*>(arenas[t.arena]);
+      const size_t element = size_of(t.dtype);
+      if (t.arena == Arena::kShadow && !shadow_)
+        shadow_ =
+            graph_.backend().allocate(static_cast<size_t>(graph_.params().arena_size()) * element);
+      char* base =
+          static_cast<char*>(t.arena == Arena::kShadow ? shadow_->data() : arenas[t.arena]);
       const int64_t offset = t.param < 0 ? 0 : graph_.params()[t.param].offset;
-      pointers_[i] = base == nullptr ? nullptr : base + offset * sizeof(float);
+      pointers_[i] = base == nullptr ? nullptr : base + offset * static_cast<int64_t>(element);
     } else if (plan_.tensors[i].first >= 0) {
       pointers_[i] = static_cast<char*>(arena_->data()) + plan_.tensors[i].offset;
     }
@@ -70,7 +78,7 @@ void Executor::setup_for_good() {
   for (const Step& s : graph_.steps(Phase::kSetup)) {
     run(s, 0);
     for (In in : s.call.reads)
-      if (--readers[static_cast<size_t>(in.slot)] == 0)
+      if (--readers[static_cast<size_t>(in.slot)] == 0 && graph_.info({in.slot}).param >= 0)
         graph_.backend().discard(pointers_[static_cast<size_t>(in.slot)],
                                  graph_.info({in.slot}).bytes);
   }
@@ -90,20 +98,29 @@ void Executor::step_timed(std::vector<double>& seconds) {
 
 std::string Executor::step_checked() {
   const std::vector<Step>& steps = graph_.steps();
-  std::vector<float> values;
   for (size_t i = 0; i < steps.size(); ++i) {
     run(steps[i], plan_.workspaces[i].offset);
     for (const Out& out : steps[i].call.writes) {
       if (!out) continue;
-      const TensorSpec& info = graph_.info({out.slot});
-      if (info.dtype != DType::kF32 || info.bytes == 0) continue;
-      values.resize(info.bytes / sizeof(float));
-      download(values.data(), {out.slot});
-      for (float v : values)
-        if (!std::isfinite(v)) return steps[i].scope + ":" + steps[i].call.op;
+      if (!all_finite({out.slot})) return steps[i].scope + ":" + steps[i].call.op;
     }
   }
   return {};
+}
+
+bool Executor::all_finite(Tensor t) const {
+  const TensorSpec& info = graph_.info(t);
+  if (info.dtype != DType::kF32 && info.dtype != DType::kBF16) return true;
+  std::vector<uint8_t> bytes(info.bytes);
+  download(bytes.data(), t);
+  const auto finite = [&]<typename T>(T value) {
+    for (size_t i = 0; i + sizeof value <= bytes.size(); i += sizeof value) {
+      std::memcpy(&value, &bytes[i], sizeof value);
+      if (!std::isfinite(to_float(value))) return false;
+    }
+    return true;
+  };
+  return info.dtype == DType::kF32 ? finite(0.0f) : finite(bf16{});
 }
 
 void Executor::poison_after(size_t step) {
@@ -130,7 +147,7 @@ StepState Executor::state() const {
 void Executor::set_state(const StepState& s) { upload(graph_.state(), &s); }
 
 size_t Executor::bytes() const {
-  size_t total = arena_->size();
+  size_t total = arena_->size() + (shadow_ ? shadow_->size() : 0);
   for (const auto& m : persistent_) total += m->size();
   return total;
 }

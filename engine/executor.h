@@ -48,19 +48,21 @@ class Executor {
 
   const Graph& graph() const { return graph_; }
   const Plan& plan() const { return plan_; }
-  // Planned arena and persistent tensors, without the parameter arenas.
+  // Planned arena, persistent tensors and the weights' shadow, without the other parameter arenas.
   size_t bytes() const;
 
  private:
   void bind(const ParamArenas& arenas);
   void run(const Step& step, size_t workspace_offset);
   void poison_after(size_t step);
+  bool all_finite(Tensor t) const;
 
   Graph graph_;
   ExecutorOptions options_;
   Plan plan_;
   std::unique_ptr<Memory> arena_;  // of Phase::kStep, and workspace of the other phases
   std::vector<std::unique_ptr<Memory>> persistent_;
+  std::unique_ptr<Memory> shadow_;  // Arena::kShadow, if a step reads it
   std::vector<void*> pointers_;
   std::vector<std::vector<const Placement*>> dies_after_;  // poison mode: by step
 };

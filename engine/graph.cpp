@@ -61,8 +61,26 @@ Tensor Graph::parameter(const std::string& name, const Shape& shape, int rank,
   return weight;
 }
 
+Tensor Graph::compute_weight(Tensor weight) {
+  if (backend().compute_type() == DType::kF32) return weight;
+  const auto found = shadows_.find(weight.id);
+  if (found != shadows_.end()) return found->second;
+  TensorSpec spec = info(weight);
+  spec.dtype = backend().compute_type();
+  spec.bytes = static_cast<size_t>(spec.shape.count()) * size_of(spec.dtype);
+  spec.arena = Arena::kShadow;
+  spec.requires_grad = false;
+  return shadows_[weight.id] = define(spec);
+}
+
 Tensor Graph::arena(Arena which) {
-  return define({.shape = {}, .name = "arena", .kind = TensorKind::kArena, .arena = which});
+  TensorSpec spec{.shape = {}, .name = "arena", .kind = TensorKind::kArena, .arena = which};
+  if (which == Arena::kShadow) {
+    spec.dtype = backend().compute_type();
+    if (spec.dtype == DType::kF32) return {};
+  }
+  spec.bytes = static_cast<size_t>(params_.arena_size()) * size_of(spec.dtype);
+  return define(spec);
 }
 
 void Graph::set_requires_grad(Tensor t, bool value) {

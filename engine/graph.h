@@ -25,7 +25,9 @@ struct Tensor {
   friend bool operator==(const Tensor&, const Tensor&) = default;
 };
 
-enum class Arena { kWeights, kGradients, kM, kV, kEma };
+// The first five are a ParamStore's. The shadow, the weights in the compute type where that is not
+// fp32, belongs to the executor.
+enum class Arena { kWeights, kGradients, kM, kV, kEma, kShadow };
 inline constexpr int kArenas = 5;
 
 enum class TensorKind {
@@ -78,12 +80,17 @@ class Graph {
 
   // ---- tensors ----
   Tensor tensor(const Shape&, DType = DType::kF32);
+  Tensor activation(const Shape& s) { return tensor(s, backend().compute_type()); }
   Tensor bytes(size_t);  // a planned tensor of raw bytes
   Tensor persistent(const Shape&, DType, const std::string& name);
   Tensor persistent_bytes(size_t, const std::string& name);
   // The weight of a new parameter in the current scope; in training its gradient exists too.
   Tensor parameter(const std::string& name, const Shape&, int rank, std::vector<ParamPiece>);
-  // A whole arena, for the optimizer.
+  // A parameter as convolutions and products of activations read it: its shadow, or itself where
+  // the compute type is fp32.
+  Tensor compute_weight(Tensor weight);
+  // A whole arena, for the optimizer; kShadow is absent where the compute type is fp32. The
+  // parameters must be laid out.
   Tensor arena(Arena);
 
   const TensorSpec& info(Tensor t) const { return tensors_.at(static_cast<size_t>(t.id)); }
@@ -161,6 +168,7 @@ class Graph {
   uint16_t dropout_layers_ = 0;
   int64_t macs_ = 0;
   Tensor state_;
+  std::map<int, Tensor> shadows_;  // by weight
 };
 
 }  // namespace ddpm

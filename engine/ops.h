@@ -47,6 +47,9 @@ struct GroupNormOptions {
 // GroupNorm, SiLU, dropout: paper appendix B; Wu & He 2018.
 View group_norm_silu(Graph& g, const View& x, const std::string& name, const GroupNormOptions&);
 
+// x in another type; x itself if it is of that type.
+Tensor cast(Graph& g, Tensor x, DType);
+
 // Writes the view out, if it is not a plain tensor. In the backward pass call it again rather than
 // keep the result: the activated copy is cheaper to recompute than to hold.
 Tensor materialize(Graph& g, const View& v);

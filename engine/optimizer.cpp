@@ -9,7 +9,8 @@ void add_optimizer(Graph& g, AdamDesc desc) {
   const Tensor gradients = g.arena(Arena::kGradients);
   g.add(backend.grad_norm(desc.count, gradients, g.state()));
   g.add(backend.adam_ema(desc, gradients, g.arena(Arena::kWeights), g.arena(Arena::kM),
-                         g.arena(Arena::kV), g.arena(Arena::kEma), g.state()));
+                         g.arena(Arena::kV), g.arena(Arena::kEma), g.arena(Arena::kShadow),
+                         g.state()));
   g.add(backend.advance_state(g.state()));
 }
 

@@ -1,6 +1,10 @@
 // Everything the engine can ask of a device. A factory checks shapes, chooses an algorithm and
 // returns a prepared Call; nothing is chosen or allocated when a Call runs. Slots of one call may
-// not alias unless the factory says so. All tensors are fp32 unless said otherwise.
+// not alias unless the factory says so.
+//
+// Activations, their gradients and the filters and matrices they meet are of the backend's compute
+// type; these are marked A. All other tensors are fp32 unless said otherwise: parameters and their
+// gradients, statistics, sums, losses, images and noise.
 //
 // Reductions run in a fixed order: equal inputs give equal bits, whatever the thread timing.
 #pragma once
@@ -37,15 +41,16 @@ class Memory {
 
 // Slots of a convolution's tensors. Which must be present follows from the desc.
 struct ConvSlots {
-  In x, x2;                           // (N,H,W,C1), (N,H,W,c2)
-  In scale_shift;                     // (N,C,2): scale, shift interleaved
-  In filter;                          // (K,R,S,C), or its packed form where packed_bytes() > 0
-  In bias;                            // (K)
-  In sample_bias;                     // (N, sample_bias_stride)
-  In residual;                        // (N,P,Q,K)
-  In shortcut, shortcut2;             // (N,P,Q,.)
-  In shortcut_filter, shortcut_bias;  // (K,1,1,shortcut_c + shortcut_c2), (K)
-  In state;                           // StepState, for dropout
+  In x, x2;                // A (N,H,W,C1), (N,H,W,c2)
+  In scale_shift;          // (N,C,2): scale, shift interleaved
+  In filter;               // A (K,R,S,C), or its packed form where packed_bytes() > 0
+  In bias;                 // (K)
+  In sample_bias;          // (N, sample_bias_stride)
+  In residual;             // A (N,P,Q,K)
+  In shortcut, shortcut2;  // A (N,P,Q,.)
+  In shortcut_filter;      // A (K,1,1,shortcut_c + shortcut_c2)
+  In shortcut_bias;        // (K)
+  In state;                // StepState, for dropout
 };
 
 class Backend {
@@ -56,6 +61,7 @@ class Backend {
   virtual std::string name() const = 0;
   virtual std::string description() const = 0;
   virtual std::string numerics() const = 0;
+  virtual DType compute_type() const = 0;  // kF32 or kBF16
 
   // ---- memory: zero-filled on allocation; throws Error(kMemory) naming needed bytes ----
   virtual std::unique_ptr<Memory> allocate(size_t bytes) = 0;
@@ -69,6 +75,7 @@ class Backend {
   // ---- convolution: nullopt = not fused here, the caller composes plain calls ----
   // plain() descs are always taken. dgrad and wgrad take filter and bias from the desc and slots.
   // Bytes of the packed filter a pass reads instead of (K,R,S,C); 0 = it reads the plain one.
+  // x, y, dy, dx and filters are A, dfilter is fp32.
   virtual size_t packed_bytes(const ConvDesc&, ConvPass) const = 0;
   virtual Call conv_pack(const ConvDesc&, ConvPass, In filter, Out packed) = 0;
   virtual std::optional<Call> conv_forward(const ConvDesc&, const ConvSlots&, Out y,
@@ -80,16 +87,19 @@ class Backend {
   virtual std::optional<Call> conv_wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter,
                                          Write) = 0;
 
+  // Types are the desc's; bias is fp32, residual as c.
   virtual Call gemm(const GemmDesc&, In a, In b, In bias, In residual, Out c, Write) = 0;
 
   // ---- reductions ----
+  // x is A.
   virtual Call channel_stats(const StatsDesc&, In x, Out stats) = 0;
-  // sums[n * stride + offset + c] = sum over pixels of x (N,H,W,C).
+  // sums[n * stride + offset + c] = sum over pixels of x, A (N,H,W,C).
   virtual Call pixel_sum(const Shape& x, In, Out sums, int stride, int offset) = 0;
-  // sums[c] (+)= sum over rows r of x[r * stride + offset + c], c < columns.
-  virtual Call row_sum(int rows, int columns, int stride, int offset, In x, Out sums, Write) = 0;
+  // sums[c] (+)= sum over rows r of x[r * stride + offset + c], c < columns; x of the given type.
+  virtual Call row_sum(int rows, int columns, int stride, int offset, DType type, In x, Out sums,
+                       Write) = 0;
 
-  // ---- group norm ----
+  // ---- group norm: x, x2, y, dy, dx and dx2 are A ----
   // From the statistics of x and x2: scale_shift (N,C,2) such that z = x * scale + shift is the
   // normalised, affine output; mean_rstd (N,G,2) for the backward pass.
   virtual Call group_norm_scale_shift(const GroupNormDesc&, In stats, In stats2, In gamma, In beta,
@@ -102,7 +112,7 @@ class Backend {
                                    In gamma, In state, In dy, Out dx, Write, Out dx2, Write,
                                    Out dgamma, Out dbeta, Write) = 0;
 
-  // ---- attention ----
+  // ---- attention: qkv, o and their gradients are A ----
   // lse (N, heads, L): log of the softmax denominator, for the backward pass; may be absent.
   virtual Call attention_forward(const AttentionDesc&, In qkv, Out o, Out lse) = 0;
   virtual Call attention_backward(const AttentionDesc&, In qkv, In o, In lse, In d_o, Out dqkv) = 0;
@@ -110,7 +120,9 @@ class Backend {
   // ---- pointwise and resampling ----
   virtual Call silu(int64_t count, In x, Out y) = 0;
   virtual Call silu_backward(int64_t count, In x, In dy, Out dx, Write) = 0;
-  // y (+)= x
+  // y = x in another type; one of the two is fp32.
+  virtual Call cast(int64_t count, DType from, In x, DType to, Out y) = 0;
+  // From here to upsample_backward all tensors are A. y (+)= x
   virtual Call copy(int64_t count, In x, Out y, Write) = 0;
   // y (N,H,W,C1+c2) = concat(x, x2) along channels, and back.
   virtual Call concat(const Shape& x, int c2, In, In x2, Out y) = 0;
@@ -133,24 +145,26 @@ class Backend {
   virtual Call draw_timesteps(int n, int timesteps, In state, Out t) = 0;
   // noise (N,H,W,C) ~ N(0, I), addressed by purpose and by slot (training) or image (sampling).
   virtual Call draw_noise(const Shape&, Purpose, In state, Out noise) = 0;
+  // x_t is A.
   virtual Call q_sample(const NoiseDesc&, In x0, In t, In noise, Out x_t) = 0;
   // sample_loss (N) = mean over an image of (prediction - target)^2; its mean goes to state's loss,
-  // whose non-finite flag it may set; d_prediction = the gradient of that mean.
+  // whose non-finite flag it may set; d_prediction = the gradient of that mean. Both are A.
   virtual Call mse_loss(const Shape&, In prediction, In target, Out sample_loss, Out d_prediction,
                         Out state) = 0;
   // Global norm of the gradient into state, whose non-finite flag it may set.
   virtual Call grad_norm(int64_t count, In gradients, Out state) = 0;
   // Skipped while a non-finite flag is set. Reads grad_norm and step from state, writes the rate.
+  // shadow: the weights as A, present where that is not fp32.
   virtual Call adam_ema(const AdamDesc&, In gradients, Out weights, Out m, Out v, Out ema,
-                        Out state) = 0;
+                        Out shadow, Out state) = 0;
   // The end of a step: step += 1, loss_sum += loss, unless a non-finite flag is set.
   virtual Call advance_state(Out state) = 0;
 
   // ---- sampling ----
   // t I32 (N) = rows[state.step].t for all images; rows is an array of SamplerRow.
   virtual Call sampler_timestep(int n, In rows, In state, Out t) = 0;
-  // One row of a sampler, in place on x; previous (N,H,W,C) is read where the row uses it and
-  // written with this row's x0. Sets the non-finite flag.
+  // One row of a sampler on the network's output, A, in place on x; previous (N,H,W,C) is read
+  // where the row uses it and written with this row's x0. Sets the non-finite flag.
   virtual Call sampler_update(const Shape&, In rows, In out, Out x, Out previous, Out state) = 0;
   // floor(clamp((x + 1) 127.5, 0, 255) + 0.5)
   virtual Call image_to_uint8(int64_t count, In x, Out y) = 0;

@@ -8,6 +8,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/dtype.h"
 #include "kernels/shape.h"
 
 namespace ddpm {
@@ -77,6 +78,7 @@ struct GemmDesc {
   int m = 0, n = 0, k = 0, batch = 1;
   bool transpose_a = false, transpose_b = false;
   bool bias = false, residual = false;
+  DType in = DType::kF32, out = DType::kF32;  // of a and b, of c and residual
   friend constexpr bool operator==(const GemmDesc&, const GemmDesc&) = default;
 };
 

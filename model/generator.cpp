@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/ops.h"
 #include "model/schedule.h"
 #include "model/unet.h"
 
@@ -22,8 +23,9 @@ SamplingGraph build_sampling_graph(Backend& backend, const UNetConfig& unet, int
 
   const Tensor t = g.tensor({1, 1, 1, batch_size}, DType::kI32);
   g.add(backend.sampler_timestep(batch_size, s.rows, g.state(), t));
-  const Tensor out = build_unet(g, unet, timesteps,
-                                {.sample = s.x, .timestep = t, .class_labels = s.class_labels});
+  const Tensor in = ops::cast(g, s.x, backend.compute_type());
+  const Tensor out =
+      build_unet(g, unet, timesteps, {.sample = in, .timestep = t, .class_labels = s.class_labels});
   g.add(backend.sampler_update(shape, s.rows, out, s.x, s.previous, g.state()));
   g.add(backend.advance_state(g.state()));
   return s;

@@ -8,7 +8,7 @@ namespace ddpm {
 Tensor add_objective(Graph& g, const UNetConfig& config, const Schedule& schedule,
                      const TrainingBatch& batch) {
   const Shape s = g.shape(batch.x0);
-  const Tensor x_t = g.tensor(s);
+  const Tensor x_t = g.activation(s);
   g.add(g.backend().q_sample(schedule.noise_desc(s), batch.x0, batch.timestep, batch.noise, x_t));
   const Tensor prediction =
       build_unet(g, config, schedule.timesteps(),

@@ -54,6 +54,7 @@ void Trainer::initialize(uint64_t seed) {
   StepState s;
   s.seed = seed;
   set_state(s);
+  weights_changed();
 }
 
 }  // namespace ddpm

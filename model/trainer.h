@@ -27,6 +27,8 @@ class Trainer {
 
   // Fresh weights, step 0.
   void initialize(uint64_t seed);
+  // Call it after writing weights into the store.
+  void weights_changed() { executor_->run(Phase::kSetup); }
   // One update. What went wrong stands in the state, which is read when it is wanted.
   void step() { executor_->step(); }
 

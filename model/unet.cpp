@@ -177,6 +177,12 @@ Tensor build_unet(Graph& g, const UNetConfig& config, int timesteps, const UNetI
              "a U-Net of %d levels over %s", config.levels(), to_string(in).c_str());
   const Tensor y = UNet(g, config).build(timesteps, inputs);
   g.params().lay_out();
+  if (const Tensor shadow = g.arena(Arena::kShadow)) {
+    const Tensor weights = g.arena(Arena::kWeights);
+    g.add(g.backend().cast(g.params().arena_size(), DType::kF32, weights, g.info(shadow).dtype,
+                           shadow),
+          Phase::kSetup);
+  }
   return y;
 }
 

@@ -1,3 +1,34 @@
-// The one translation unit that compiles Catch2's main.
-#define CATCH_CONFIG_MAIN
+// The one translation unit that compiles Catch2's main. --simt-coverage: runs the tests of the CUDA
+// kernels, then says which kernels ran on the host; fails if one did not.
+#define CATCH_CONFIG_RUNNER
 #include <catch2/catch.hpp>
+#include <iostream>
+
+#include "tests/simt/machine.h"
+
+namespace {
+
+bool print_coverage() {
+  size_t ran = 0;
+  const auto& kernels = ddpm::simt::kernels();
+  for (const auto& [name, has_run] : kernels) {
+    ran += has_run;
+    if (!has_run) std::cout << "did not run: " << name << "\n";
+  }
+  std::cout << ran << " of " << kernels.size() << " kernels ran on the host\n";
+  return ran == kernels.size() && ran > 0;
+}
+
+}  // namespace
+
+int main(int argc, char* argv[]) {
+  Catch::Session session;
+  bool coverage = false;
+  session.cli(session.cli() | Catch::clara::Opt(coverage)["--simt-coverage"](
+                                  "run the simt tests and list the kernels that did not run"));
+  if (const int bad = session.applyCommandLine(argc, argv)) return bad;
+  if (coverage) session.configData().testsOrTags = {"simt.*"};
+  const int failed = session.run();
+  if (!coverage) return failed;
+  return print_coverage() && failed == 0 ? 0 : 1;
+}

@@ -17,6 +17,7 @@ class RecordingBackend final : public Backend {
  public:
   struct Options {
     bool fused_convolution = true;
+    DType compute_type = DType::kF32;
   };
   struct Event {
     std::string what;                   // an op, or "allocate", "upload", "download", "fill"
@@ -32,6 +33,7 @@ class RecordingBackend final : public Backend {
   std::string name() const override { return "recording"; }
   std::string description() const override { return "recording"; }
   std::string numerics() const override { return "none"; }
+  DType compute_type() const override { return options_.compute_type; }
 
   std::unique_ptr<Memory> allocate(size_t bytes) override {
     note("allocate");
@@ -73,7 +75,7 @@ class RecordingBackend final : public Backend {
   Call pixel_sum(const Shape&, In x, Out sums, int, int) override {
     return call("pixel_sum", {x}, {sums});
   }
-  Call row_sum(int, int, int, int, In x, Out sums, Write) override {
+  Call row_sum(int, int, int, int, DType, In x, Out sums, Write) override {
     return call("row_sum", {x}, {sums});
   }
   Call group_norm_scale_shift(const GroupNormDesc&, In stats, In stats2, In gamma, In beta,
@@ -100,6 +102,7 @@ class RecordingBackend final : public Backend {
   Call silu_backward(int64_t, In x, In dy, Out dx, Write) override {
     return call("silu_backward", {x, dy}, {dx});
   }
+  Call cast(int64_t, DType, In x, DType, Out y) override { return call("cast", {x}, {y}); }
   Call copy(int64_t, In x, Out y, Write) override { return call("copy", {x}, {y}); }
   Call concat(const Shape&, int, In x, In x2, Out y) override {
     return call("concat", {x, x2}, {y});
@@ -140,9 +143,9 @@ class RecordingBackend final : public Backend {
   Call grad_norm(int64_t, In gradients, Out state) override {
     return call("grad_norm", {gradients}, {state});
   }
-  Call adam_ema(const AdamDesc&, In gradients, Out weights, Out m, Out v, Out ema,
+  Call adam_ema(const AdamDesc&, In gradients, Out weights, Out m, Out v, Out ema, Out shadow,
                 Out state) override {
-    return call("adam_ema", {gradients}, {weights, m, v, ema, state});
+    return call("adam_ema", {gradients}, {weights, m, v, ema, shadow, state});
   }
   Call advance_state(Out state) override { return call("advance_state", {}, {state}); }
   Call sampler_timestep(int, In rows, In state, Out t) override {

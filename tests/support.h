@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/bf16.h"
 #include "kernels/philox.h"
 
 namespace ddpm::test {
@@ -43,10 +44,24 @@ double relative_error(const std::vector<A>& a, const std::vector<B>& b) {
   return norm > 0 ? std::sqrt(diff / norm) : std::sqrt(diff);
 }
 
+// Values as the backend's activations can hold them.
+inline std::vector<float> rounded(const Backend& backend, std::vector<float> v) {
+  if (backend.compute_type() == DType::kBF16)
+    for (float& x : v) x = to_float(to_bf16(x));
+  return v;
+}
+// Relative L2 error of activations that were rounded once, and of what else `fp32` is the bound.
+// Rounding to 8 bits moves each element by at most 2^-9 of itself.
+inline double activation_tolerance(const Backend& backend, double fp32) {
+  return backend.compute_type() == DType::kBF16 ? 0x1p-9 + fp32 : fp32;
+}
+
 // Slots of one backend, for running single calls.
 class Bench {
  public:
-  explicit Bench(Backend& backend) : backend_(backend) {}
+  // Without guards where the backend itself reports every access outside a tensor.
+  explicit Bench(Backend& backend)
+      : backend_(backend), guard_(backend.name() == "simt" ? 0 : kGuard) {}
 
   template <typename T>
   In in(const std::vector<T>& values) {
@@ -58,6 +73,23 @@ class Bench {
     const std::vector<uint8_t> poison(static_cast<size_t>(count) * sizeof(T), 0xFF);
     return {add(poison.data(), poison.size())};
   }
+  // Activations: in the backend's compute type.
+  In activation(const std::vector<float>& values) {
+    if (backend_.compute_type() == DType::kF32) return in(values);
+    std::vector<bf16> narrow;
+    for (float v : values) narrow.push_back(to_bf16(v));
+    return in(narrow);
+  }
+  Out activation_out(int64_t count) {
+    return backend_.compute_type() == DType::kF32 ? out(count) : out<bf16>(count);
+  }
+  Out activation_inout(const std::vector<float>& values) { return {activation(values).slot}; }
+  std::vector<float> get_activation(Out o) const {
+    if (backend_.compute_type() == DType::kF32) return get(o);
+    std::vector<float> wide;
+    for (bf16 v : get<bf16>(o)) wide.push_back(to_float(v));
+    return wide;
+  }
   // An output that a call accumulates into, or a state it updates.
   template <typename T>
   Out inout(const std::vector<T>& values) {
@@ -66,7 +98,7 @@ class Bench {
   In state(const StepState& s) { return in(std::vector<StepState>{s}); }
 
   void run(const Call& call) {
-    if (call.workspace > 0) workspace_ = backend_.allocate(call.workspace + kGuard);
+    if (call.workspace > 0) workspace_ = backend_.allocate(call.workspace + guard_);
     if (workspace_) backend_.fill(workspace_->data(), 0xFF, workspace_->size());
     call.run(Run{pointers_.data(), workspace_ ? workspace_->data() : nullptr, nullptr});
     backend_.synchronize();
@@ -98,7 +130,7 @@ class Bench {
   };
 
   int add(const void* data, size_t bytes) {
-    Slot s{backend_.allocate(bytes + kGuard), bytes};
+    Slot s{backend_.allocate(bytes + guard_), bytes};
     backend_.fill(s.memory->data(), kGuardByte, s.memory->size());
     if (bytes > 0) backend_.upload(s.memory->data(), data, bytes);
     pointers_.push_back(s.memory->data());
@@ -109,11 +141,12 @@ class Bench {
     std::vector<uint8_t> all(memory.size());
     backend_.download(all.data(), memory.data(), all.size());
     const uint8_t expected = what.ends_with("workspace") ? 0xFF : kGuardByte;
-    for (size_t i = bytes; i < bytes + kGuard && i < all.size(); ++i)
+    for (size_t i = bytes; i < bytes + guard_ && i < all.size(); ++i)
       if (all[i] != expected) fail(Status::kBug, "%s: wrote behind its end", what.c_str());
   }
 
   Backend& backend_;
+  size_t guard_;
   std::vector<Slot> slots_;
   std::vector<void*> pointers_;
   std::unique_ptr<Memory> workspace_;

@@ -39,7 +39,7 @@ void update(Backend& backend, const AdamDesc& d, const std::vector<float>& gradi
   const Out weights = b.inout(w.w), m = b.inout(w.m), v = b.inout(w.v), ema = b.inout(w.ema);
   const Out slot = b.inout(std::vector<StepState>{state});
   b.run(backend.grad_norm(d.count, g, slot));
-  b.run(backend.adam_ema(d, g, weights, m, v, ema, slot));
+  b.run(backend.adam_ema(d, g, weights, m, v, ema, {}, slot));
   b.run(backend.advance_state(slot));
   w = {b.get(weights), b.get(m), b.get(v), b.get(ema)};
   state = b.get<StepState>(slot)[0];
@@ -274,7 +274,7 @@ TEST_CASE("adam_ema: a flag skips the update and the step", "[optimizer]") {
 
 TEST_CASE("adam_ema: refuses bad arguments", "[optimizer]") {
   auto backend = make_cpu_backend({});
-  const auto make = [&](const AdamDesc& d) { backend->adam_ema(d, {0}, {1}, {2}, {3}, {4}, {5}); };
+  const auto make = [&](const AdamDesc& d) { backend->adam_ema(d, {0}, {1}, {2}, {3}, {4}, {}, {5}); };
   CHECK_NOTHROW(make({.count = 1}));
   CHECK_THROWS_AS(make({.count = 0}), Error);
   CHECK_THROWS_AS(make({.count = 1, .warmup_steps = -1}), Error);

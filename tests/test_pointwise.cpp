@@ -3,6 +3,7 @@
 
 #include "tests/reference/difference.h"
 #include "tests/reference/pointwise.h"
+#include "tests/simt/simt_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;
@@ -35,8 +36,10 @@ TEST_CASE("silu: the reference's gradient is its finite difference", "[silu]") {
   CHECK(relative_error(ref::silu_backward(x, dy), ref::difference_gradient(loss, x)) < 1e-8);
 }
 
-TEST_CASE("silu: forward and backward at many lengths, scales and write modes", "[silu]") {
-  const auto backend = make_cpu_backend({.threads = 2});
+namespace {
+
+void check_silu(Backend& device, double tolerance) {
+  Backend* backend = &device;
   for (const int64_t count : kCounts)
     for (const float scale : {1e-4f, 4.0f, 1e4f})
       for (const Write write : kWrites) {
@@ -49,10 +52,19 @@ TEST_CASE("silu: forward and backward at many lengths, scales and write modes", 
         bench.run(backend->silu(count, xs, y));
         bench.run(backend->silu_backward(count, xs, dys, dx, write));
         INFO("count " << count << " scale " << scale);
-        CHECK(relative_error(bench.get(y), ref::silu(to_double(x))) <= kTolerance);
+        CHECK(relative_error(bench.get(y), ref::silu(to_double(x))) <= tolerance);
         const auto expected = plus(ref::silu_backward(to_double(x), to_double(dy)), before, write);
-        CHECK(relative_error(bench.get(dx), expected) <= kTolerance);
+        CHECK(relative_error(bench.get(dx), expected) <= tolerance);
       }
+}
+
+}  // namespace
+
+TEST_CASE("silu: forward and backward at many lengths, scales and write modes", "[silu]") {
+  check_silu(*make_cpu_backend({.threads = 2}), kTolerance);
+}
+TEST_CASE("simt.silu: forward and backward at many lengths, scales and write modes", "[silu]") {
+  check_silu(*test::make_simt_backend(DType::kF32), kTolerance);
 }
 
 TEST_CASE("silu: every value is close, zeros, denormals and infinities included", "[silu]") {
@@ -92,23 +104,64 @@ TEST_CASE("silu: NaN passes through", "[silu]") {
   }
 }
 
-TEST_CASE("copy: bits in overwrite mode, one rounding in accumulate mode", "[copy]") {
-  const auto backend = make_cpu_backend({.threads = 2});
+namespace {
+
+void check_copy(Backend& backend) {
   for (const int64_t count : kCounts)
     for (const Write write : kWrites) {
-      const auto x = random_values(count, 1, 1e4f), before = random_values(count, 2, 1e4f);
-      test::Bench bench(*backend);
-      const In xs = bench.in(x);
-      const Out y = write == Write::kAccumulate ? bench.inout(before) : bench.out(count);
-      bench.run(backend->copy(count, xs, y, write));
+      const auto x = test::rounded(backend, random_values(count, 1, 1e4f));
+      const auto before = test::rounded(backend, random_values(count, 2, 1e4f));
+      test::Bench bench(backend);
+      const In xs = bench.activation(x);
+      const bool add = write == Write::kAccumulate;
+      const Out y = add ? bench.activation_inout(before) : bench.activation_out(count);
+      bench.run(backend.copy(count, xs, y, write));
+      std::vector<float> expected = x;
+      for (size_t i = 0; i < x.size() && add; ++i) expected[i] += before[i];
       INFO("count " << count);
-      for (size_t i = 0; i < x.size(); ++i) {
-        const float expected = write == Write::kAccumulate ? before[i] + x[i] : x[i];
-        REQUIRE(bench.get(y)[i] == expected);
-        if (i > 64) break;
-      }
-      CHECK(relative_error(bench.get(y), plus(to_double(x), before, write)) <= 1e-7);
+      CHECK((bench.get_activation(y) == test::rounded(backend, expected)));
     }
+}
+
+}  // namespace
+
+TEST_CASE("copy: bits in overwrite mode, one rounding in accumulate mode", "[copy]") {
+  check_copy(*make_cpu_backend({.threads = 2}));
+}
+TEST_CASE("simt.copy: bits in overwrite mode, one rounding in accumulate mode", "[copy]") {
+  for (DType type : {DType::kF32, DType::kBF16}) check_copy(*test::make_simt_backend(type));
+}
+
+TEST_CASE("simt.cast: to bf16 and back, ties to even, NaN and infinity kept", "[cast]") {
+  const auto backend = test::make_simt_backend(DType::kBF16);
+  for (const int64_t count : kCounts) {
+    auto x = random_values(count, 1, 1e3f);
+    x[0] = 1 + 0x1p-8f;  // a tie
+    if (count > 8) {
+      x[1] = NAN;
+      x[2] = -HUGE_VALF;
+      x[8] = 1 + 3 * 0x1p-8f;
+    }
+    test::Bench bench(*backend);
+    const In xs = bench.in(x);
+    const Out narrow = bench.out<bf16>(count), wide = bench.out(count);
+    bench.run(backend->cast(count, DType::kF32, xs, DType::kBF16, narrow));
+    bench.run(backend->cast(count, DType::kBF16, {narrow.slot}, DType::kF32, wide));
+    INFO("count " << count);
+    const auto bits = bench.get<bf16>(narrow);
+    const auto back = bench.get(wide);
+    CHECK(back[0] == 1);
+    if (count > 8) {
+      CHECK(std::isnan(back[1]));
+      CHECK(back[2] == -HUGE_VALF);
+      CHECK(back[8] == 1 + 0x1p-6f);
+    }
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (std::isnan(x[i])) continue;
+      REQUIRE(bits[i] == to_bf16(x[i]));
+      REQUIRE(back[i] == to_float(bits[i]));
+    }
+  }
 }
 
 TEST_CASE("silu, copy: nothing to do is refused", "[silu][copy]") {

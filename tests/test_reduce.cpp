@@ -129,7 +129,7 @@ TEST_CASE("row_sum: many shapes, both write modes, columns of a wider matrix", "
         test::Bench bench(*backend);
         const In xs = bench.in(x);
         const Out sums = write == Write::kAccumulate ? bench.inout(before) : bench.out(s.c);
-        bench.run(backend->row_sum(rows, s.c, stride, extra, xs, sums, write));
+        bench.run(backend->row_sum(rows, s.c, stride, extra, DType::kF32, xs, sums, write));
         auto expected = ref::row_sum(rows, s.c, stride, extra, to_double(x));
         if (write == Write::kAccumulate)
           for (size_t c = 0; c < expected.size(); ++c)
@@ -147,7 +147,7 @@ TEST_CASE("row_sum: the same bits for any number of threads", "[reduce]") {
     test::Bench bench(*backend);
     const In xs = bench.in(x);
     const Out sums = bench.out(40);
-    bench.run(backend->row_sum(5000, 40, 40, 0, xs, sums, Write::kOverwrite));
+    bench.run(backend->row_sum(5000, 40, 40, 0, DType::kF32, xs, sums, Write::kOverwrite));
     results.push_back(bench.get(sums));
   }
   CHECK((results[0] == results[1]));
@@ -159,5 +159,5 @@ TEST_CASE("reduce: wrong shapes are refused", "[reduce]") {
   CHECK_THROWS_AS(backend->channel_stats({{1, 0, 4, 4}, 64}, {0}, {1}), Error);
   CHECK_THROWS_AS(backend->channel_stats({{1, 4, 4, 4}, 0}, {0}, {1}), Error);
   CHECK_THROWS_AS(backend->pixel_sum({1, 4, 4, 4}, {0}, {1}, 3, 0), Error);
-  CHECK_THROWS_AS(backend->row_sum(4, 4, 5, 2, {0}, {1}, Write::kOverwrite), Error);
+  CHECK_THROWS_AS(backend->row_sum(4, 4, 5, 2, DType::kF32, {0}, {1}, Write::kOverwrite), Error);
 }

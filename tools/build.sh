@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(g++ cmake ninja-build git libdnnl-dev ocl-icd-opencl-dev libhwy-dev nlohmann-json3-dev
-          libxxhash-dev libcli11-dev libpng-dev libjpeg-dev libzip-dev catch2)
+          libxxhash-dev libcli11-dev libpng-dev libjpeg-dev libzip-dev catch2
+          libboost-context-dev)
 
 missing=()
 for package in "${packages[@]}"; do

@@ -5,6 +5,7 @@
 
 #include "engine/checkpoint.h"
 #include "engine/file_io.h"
+#include "engine/ops.h"
 #include "engine/safetensors.h"
 #include "model/objective.h"
 #include "model/pipeline.h"
@@ -86,10 +87,12 @@ void probe_forward(const ProbeArgs& args, const Pipeline& p, Backend& backend) {
   UNetInputs in{.sample = persistent_batch(g, u, n, "sample"),
                 .timestep = g.persistent({1, 1, 1, n}, DType::kI32, "timestep")};
   if (u.num_class_embeds) in.class_labels = g.persistent({1, 1, 1, n}, DType::kI32, "class_labels");
-  const Tensor y = build_unet(g, u, p.scheduler.num_train_timesteps, in);
+  UNetInputs read = in;
+  read.sample = ops::cast(g, in.sample, backend.compute_type());
+  const Tensor y = build_unet(g, u, p.scheduler.num_train_timesteps, read);
   const Shape out = g.shape(y);
   const Tensor kept = g.persistent(out, DType::kF32, "model_output");
-  g.add(backend.copy(out.count(), y, kept, Write::kOverwrite));
+  g.add(backend.cast(out.count(), g.info(y).dtype, y, DType::kF32, kept));
   const auto store = load_store(backend, p, g.params());
   Executor executor(std::move(g), store->arenas());
   executor.upload(in.sample, sample.data());
@@ -135,6 +138,7 @@ void probe_gradient(const ProbeArgs& args, const Pipeline& p, Backend& backend) 
     const auto labels = inputs.indices("class_labels", *u.num_class_embeds);
     executor.upload(batch.class_labels, labels.data());
   }
+  executor.run(Phase::kSetup);
   executor.step();
 
   const float loss = executor.state().loss;

@@ -135,6 +135,7 @@ void Run::prepare(const TrainArgs& args) {
     trainer_->initialize(train().seed);
   } else {
     const Manifest m = load_checkpoint(start, trainer_->store());
+    trainer_->weights_changed();
     StepState state;
     state.seed = train().seed;
     state.step = m.step;

@@ -12,7 +12,7 @@ Tensor attention(Graph& g, Tensor qkv, int heads) {
   const Graph::Scope scope(g, "attention");
   const AttentionDesc d{
       .n = s.n, .tokens = static_cast<int>(s.pixels()), .heads = heads, .head_dim = width / heads};
-  const Tensor o = g.tensor({s.n, s.h, s.w, width});
+  const Tensor o = g.activation({s.n, s.h, s.w, width});
   const Tensor lse = g.training() ? g.tensor({s.n, heads, 1, d.tokens}) : Tensor{};
   g.count_macs(int64_t{2} * d.n * d.tokens * d.tokens * width);
   g.set_requires_grad(o, true);

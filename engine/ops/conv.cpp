@@ -21,6 +21,7 @@ Filter define_filter(Graph& g, const std::string& name, const Shape& shape, Init
 // The filter as this pass of the backend reads it. In inference it is packed once, at setup.
 Tensor packed_filter(Graph& g, const ConvDesc& d, ConvPass pass, Tensor weight) {
   const size_t bytes = g.backend().packed_bytes(d, pass);
+  weight = g.compute_weight(weight);
   if (bytes == 0) return weight;
   if (g.training()) {
     const Tensor packed = g.bytes(bytes);
@@ -82,7 +83,7 @@ bool add_fused(Graph& g, const View& x, const Filter& f, const Filter& shortcut,
     d.shortcut_c2 = o.shortcut.x2 ? g.shape(o.shortcut.x2).c : 0;
     slots.shortcut = o.shortcut.x;
     slots.shortcut2 = o.shortcut.x2;
-    slots.shortcut_filter = shortcut.weight;
+    slots.shortcut_filter = g.compute_weight(shortcut.weight);
     slots.shortcut_bias = shortcut.bias;
   }
   d.statistics = true;
@@ -102,7 +103,7 @@ void add_composite(Graph& g, const View& x, const Filter& f, const Filter& short
   ConvOptions rest = o;
   if (o.shortcut.value) {
     rest.shortcut = {};
-    rest.residual = g.tensor(g.shape(y));
+    rest.residual = g.activation(g.shape(y));
     ConvOptions one{.k = o.k, .kernel = 1, .pad = {0, 0, 0, 0}};
     add_composite(g, o.shortcut, shortcut, {}, one, rest.residual);
   }
@@ -163,7 +164,7 @@ void add_bias_gradients(Graph& g, const Filter& f, const Filter& shortcut, const
   for (const Tensor& bias : {f.bias, shortcut.bias}) {
     if (!bias) continue;
     const GradOut db = g.grad_out(bias);
-    g.add(g.backend().row_sum(s.n, s.c, stride, offset, sums, db.tensor, db.write));
+    g.add(g.backend().row_sum(s.n, s.c, stride, offset, DType::kF32, sums, db.tensor, db.write));
   }
 }
 
@@ -178,7 +179,7 @@ Tensor conv(Graph& g, const View& x, const std::string& name, const ConvOptions&
         define_filter(g, o.shortcut_name, {o.k, 1, 1, g.shape(o.shortcut.value).c}, Init::kGlorot);
   const Graph::Scope scope(g, name);
   const Shape out = plain_desc(g, x, o).y();
-  const Tensor y = g.tensor(out);
+  const Tensor y = g.activation(out);
   g.count_macs(out.count() * o.kernel * o.kernel * in.c);
   if (o.shortcut.value) g.count_macs(out.count() * g.shape(o.shortcut.value).c);
   g.set_requires_grad(y, true);

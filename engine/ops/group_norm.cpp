@@ -36,7 +36,7 @@ View group_norm_silu(Graph& g, const View& x, const std::string& name, const Gro
   View v;
   v.x = x.x;
   v.x2 = x.x2;
-  v.value = g.tensor(d.shape());
+  v.value = g.activation(d.shape());
   v.norm = norm;
   g.set_requires_grad(v.value, true);
   g.on_backward([v, gamma, beta, mean_rstd](Graph& g) {

@@ -18,23 +18,27 @@ Tensor linear(Graph& g, const View& x, const std::string& name,
   const Graph::Scope scope(g, name);
   const Tensor w = g.parameter("weight", {k, 1, 1, in.c}, 2, weights);
   const Tensor b = g.parameter("bias", {1, 1, 1, k}, 1, biases);
-  const Tensor y = g.tensor({in.n, in.h, in.w, k});
+  // Products of fp32 tensors (the time embedding's) stay fp32.
+  const DType type = g.info(x.value).dtype;
+  const Tensor read = type == DType::kF32 ? w : g.compute_weight(w);
+  const Tensor y = g.tensor({in.n, in.h, in.w, k}, type);
   g.count_macs(int64_t{rows} * k * in.c);
   g.set_requires_grad(y, true);
   GemmDesc forward{.m = rows, .n = k, .k = in.c, .transpose_b = true, .bias = true};
+  forward.in = forward.out = type;
   forward.residual = static_cast<bool>(o.residual);
-  g.add(g.backend().gemm(forward, materialize(g, x), w, b, o.residual, y, Write::kOverwrite));
+  g.add(g.backend().gemm(forward, materialize(g, x), read, b, o.residual, y, Write::kOverwrite));
 
   g.on_backward([=, residual = o.residual](Graph& g) {
     const Tensor dy = g.grad(y);
     const GradOut db = g.grad_out(b), dw = g.grad_out(w);
-    g.add(g.backend().row_sum(rows, k, k, 0, dy, db.tensor, db.write));
-    const GemmDesc wgrad{.m = k, .n = in.c, .k = rows, .transpose_a = true};
+    g.add(g.backend().row_sum(rows, k, k, 0, type, dy, db.tensor, db.write));
+    const GemmDesc wgrad{.m = k, .n = in.c, .k = rows, .transpose_a = true, .in = type};
     g.add(g.backend().gemm(wgrad, dy, materialize(g, x), {}, {}, dw.tensor, dw.write));
     if (g.requires_grad(x.value)) {
       const GradOut dx = g.grad_out(x.value);
-      const GemmDesc dgrad{.m = rows, .n = in.c, .k = k};
-      g.add(g.backend().gemm(dgrad, dy, w, {}, {}, dx.tensor, dx.write));
+      const GemmDesc dgrad{.m = rows, .n = in.c, .k = k, .in = type, .out = type};
+      g.add(g.backend().gemm(dgrad, dy, read, {}, {}, dx.tensor, dx.write));
     }
     if (residual) g.pass_grad(y, residual);
   });

@@ -7,7 +7,7 @@ Tensor mse_loss(Graph& g, Tensor prediction, Tensor target) {
   const Graph::Scope scope(g, "loss");
   const Shape s = g.shape(prediction);
   const Tensor per_image = g.tensor({1, 1, 1, s.n});
-  const Tensor gradient = g.tensor(s);
+  const Tensor gradient = g.activation(s);
   g.add(g.backend().mse_loss(s, prediction, target, per_image, gradient, g.state()));
   g.set_grad(prediction, gradient);
   return per_image;

@@ -11,7 +11,7 @@ View concat(Graph& g, Tensor h, Tensor skip) {
   View v;
   v.x = h;
   v.x2 = skip;
-  v.value = g.tensor({a.n, a.h, a.w, a.c + b.c});
+  v.value = g.activation({a.n, a.h, a.w, a.c + b.c});
   g.set_requires_grad(v.value, g.requires_grad(h) || g.requires_grad(skip));
   g.on_backward([v, a, b](Graph& g) {
     const Tensor dy = g.grad(v.value);
@@ -28,7 +28,7 @@ View upsample(Graph& g, Tensor x) {
   View v;
   v.x = x;
   v.upsampled = true;
-  v.value = g.tensor({s.n, 2 * s.h, 2 * s.w, s.c});
+  v.value = g.activation({s.n, 2 * s.h, 2 * s.w, s.c});
   g.set_requires_grad(v.value, g.requires_grad(x));
   g.on_backward([v, s](Graph& g) {
     if (!g.requires_grad(v.x)) return;
@@ -38,22 +38,30 @@ View upsample(Graph& g, Tensor x) {
   return v;
 }
 
+Tensor cast(Graph& g, Tensor x, DType type) {
+  const DType from = g.info(x).dtype;
+  if (from == type) return x;
+  const Tensor y = g.tensor(g.shape(x), type);
+  g.add(g.backend().cast(g.shape(x).count(), from, x, type, y));
+  return y;
+}
+
 Tensor materialize(Graph& g, const View& v) {
   if (v.plain()) return v.x;
   const Shape x = g.shape(v.x);
   const int c2 = v.x2 ? g.shape(v.x2).c : 0;
   Tensor out = v.x;
   if (v.norm) {
-    out = g.tensor(v.norm->desc.shape());
+    out = g.activation(v.norm->desc.shape());
     g.add(
         g.backend().group_norm_apply(v.norm->desc, v.x, v.x2, v.norm->scale_shift, g.state(), out));
   } else if (v.x2) {
-    out = g.tensor({x.n, x.h, x.w, x.c + c2});
+    out = g.activation({x.n, x.h, x.w, x.c + c2});
     g.add(g.backend().concat(x, c2, v.x, v.x2, out));
   }
   if (v.upsampled) {
     const Tensor small = out;
-    out = g.tensor({x.n, 2 * x.h, 2 * x.w, x.c + c2});
+    out = g.activation({x.n, 2 * x.h, 2 * x.w, x.c + c2});
     g.add(g.backend().upsample(g.shape(small), small, out));
   }
   return out;

@@ -16,6 +16,7 @@ class CpuBackend final : public Backend {
   std::string name() const override { return "cpu"; }
   std::string description() const override;
   std::string numerics() const override;
+  DType compute_type() const override { return DType::kF32; }
 
   std::unique_ptr<Memory> allocate(size_t bytes) override;
   void upload(void* device, const void* host, size_t bytes) override;
@@ -35,7 +36,8 @@ class CpuBackend final : public Backend {
 
   Call channel_stats(const StatsDesc&, In x, Out stats) override;
   Call pixel_sum(const Shape& x, In, Out sums, int stride, int offset) override;
-  Call row_sum(int rows, int columns, int stride, int offset, In x, Out sums, Write) override;
+  Call row_sum(int rows, int columns, int stride, int offset, DType type, In x, Out sums,
+               Write) override;
 
   Call group_norm_scale_shift(const GroupNormDesc&, In stats, In stats2, In gamma, In beta,
                               Out scale_shift, Out mean_rstd) override;
@@ -50,6 +52,7 @@ class CpuBackend final : public Backend {
 
   Call silu(int64_t count, In x, Out y) override;
   Call silu_backward(int64_t count, In x, In dy, Out dx, Write) override;
+  Call cast(int64_t count, DType from, In x, DType to, Out y) override;
   Call copy(int64_t count, In x, Out y, Write) override;
   Call concat(const Shape& x, int c2, In, In x2, Out y) override;
   Call split(const Shape& x, int c2, In dy, Out dx, Write, Out dx2, Write) override;
@@ -67,7 +70,7 @@ class CpuBackend final : public Backend {
   Call mse_loss(const Shape&, In prediction, In target, Out sample_loss, Out d_prediction,
                 Out state) override;
   Call grad_norm(int64_t count, In gradients, Out state) override;
-  Call adam_ema(const AdamDesc&, In gradients, Out weights, Out m, Out v, Out ema,
+  Call adam_ema(const AdamDesc&, In gradients, Out weights, Out m, Out v, Out ema, Out shadow,
                 Out state) override;
   Call advance_state(Out state) override;
 

@@ -8,6 +8,8 @@
 namespace ddpm::cpu {
 
 Call CpuBackend::gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c, Write write) {
+  DDPM_CHECK(g.in == DType::kF32 && g.out == DType::kF32, "gemm: %s to %s", name_of(g.in),
+             name_of(g.out));
   DDPM_CHECK(g.m > 0 && g.n > 0 && g.k > 0 && g.batch > 0, "gemm: batch %d of (%d,%d,%d)", g.batch,
              g.m, g.n, g.k);
   DDPM_CHECK(a && b && c, "gemm: a, b and c must be present");

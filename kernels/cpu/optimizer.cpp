@@ -119,7 +119,8 @@ AdamFactors factors(const AdamDesc& d, const StepState& s) {
 }  // namespace
 
 Call CpuBackend::adam_ema(const AdamDesc& d, In gradients, Out weights, Out m, Out v, Out ema,
-                          Out state) {
+                          Out shadow, Out state) {
+  DDPM_CHECK(!shadow, "adam_ema: fp32 needs no shadow of the weights");
   DDPM_CHECK(d.count > 0 && d.warmup_steps >= 0, "adam_ema: count %lld, warmup_steps %lld",
              static_cast<long long>(d.count), static_cast<long long>(d.warmup_steps));
   DDPM_CHECK(d.beta1 >= 0 && d.beta1 < 1 && d.beta2 >= 0 && d.beta2 < 1 && d.epsilon >= 0,

@@ -167,8 +167,9 @@ Call CpuBackend::pixel_sum(const Shape& x, In in, Out sums, int stride, int offs
           }};
 }
 
-Call CpuBackend::row_sum(int rows, int columns, int stride, int offset, In x, Out sums,
+Call CpuBackend::row_sum(int rows, int columns, int stride, int offset, DType type, In x, Out sums,
                          Write write) {
+  DDPM_CHECK(type == DType::kF32, "row_sum: %s", name_of(type));
   if (rows <= 0 || columns <= 0 || offset < 0 || offset + columns > stride)
     fail(Status::kBug, "row_sum: %d rows, columns %d..%d of %d", rows, offset, offset + columns,
          stride);

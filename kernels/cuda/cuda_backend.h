@@ -1,0 +1,71 @@
+// The hand-written kernels behind the backend's page. Where memory comes from, and what libraries
+// compute, is for the class that derives from this one: a GPU's, or in the tests the host's.
+// Each group of operations is implemented in the file of its name.
+#pragma once
+
+#include "kernels/backend.h"
+#include "kernels/bf16.h"
+
+namespace ddpm::cuda {
+
+class CudaBackend : public Backend {
+ public:
+  explicit CudaBackend(DType compute_type) : type_(compute_type) {}
+
+  DType compute_type() const override { return type_; }
+
+  Call channel_stats(const StatsDesc&, In x, Out stats) override;
+  Call pixel_sum(const Shape& x, In, Out sums, int stride, int offset) override;
+  Call row_sum(int rows, int columns, int stride, int offset, DType type, In x, Out sums,
+               Write) override;
+
+  Call group_norm_scale_shift(const GroupNormDesc&, In stats, In stats2, In gamma, In beta,
+                              Out scale_shift, Out mean_rstd) override;
+  Call group_norm_apply(const GroupNormDesc&, In x, In x2, In scale_shift, In state,
+                        Out y) override;
+  Call group_norm_backward(const GroupNormDesc&, In x, In x2, In scale_shift, In mean_rstd,
+                           In gamma, In state, In dy, Out dx, Write, Out dx2, Write, Out dgamma,
+                           Out dbeta, Write) override;
+
+  Call attention_forward(const AttentionDesc&, In qkv, Out o, Out lse) override;
+  Call attention_backward(const AttentionDesc&, In qkv, In o, In lse, In d_o, Out dqkv) override;
+
+  Call silu(int64_t count, In x, Out y) override;
+  Call silu_backward(int64_t count, In x, In dy, Out dx, Write) override;
+  Call cast(int64_t count, DType from, In x, DType to, Out y) override;
+  Call copy(int64_t count, In x, Out y, Write) override;
+  Call concat(const Shape& x, int c2, In, In x2, Out y) override;
+  Call split(const Shape& x, int c2, In dy, Out dx, Write, Out dx2, Write) override;
+  Call upsample(const Shape& x, In, Out y) override;
+  Call upsample_backward(const Shape& x, In dy, Out dx, Write) override;
+  Call embedding(int n, int rows, int dim, In table, In index, Out y, Write) override;
+  Call embedding_backward(int n, int rows, int dim, In index, In dy, Out dtable, Write) override;
+  Call time_embedding(const TimeEmbeddingDesc&, In t, Out y) override;
+
+  Call gather_images(const GatherDesc&, In images, In labels, In state, Out x0,
+                     Out batch_labels) override;
+  Call draw_timesteps(int n, int timesteps, In state, Out t) override;
+  Call draw_noise(const Shape&, Purpose, In state, Out noise) override;
+  Call q_sample(const NoiseDesc&, In x0, In t, In noise, Out x_t) override;
+  Call mse_loss(const Shape&, In prediction, In target, Out sample_loss, Out d_prediction,
+                Out state) override;
+  Call grad_norm(int64_t count, In gradients, Out state) override;
+  Call adam_ema(const AdamDesc&, In gradients, Out weights, Out m, Out v, Out ema, Out shadow,
+                Out state) override;
+  Call advance_state(Out state) override;
+
+  Call sampler_timestep(int n, In rows, In state, Out t) override;
+  Call sampler_update(const Shape&, In rows, In out, Out x, Out previous, Out state) override;
+  Call image_to_uint8(int64_t count, In x, Out y) override;
+
+ private:
+  DType type_;
+};
+
+// f(float{}) or f(bf16{}): picks an instantiation when a call is prepared.
+template <typename F>
+auto dispatch(DType type, F f) {
+  return type == DType::kBF16 ? f(bf16{}) : f(0.0f);
+}
+
+}  // namespace ddpm::cuda

@@ -1,0 +1,20 @@
+// The host's version of kernels/cuda/device/math.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/bf16.h"
+
+namespace ddpm::cuda {
+
+inline float fast_exp(float x) { return std::exp(x); }
+inline float fast_exp2(float x) { return std::exp2(x); }
+inline float fast_divide(float a, float b) { return a / b; }
+inline float reciprocal_sqrt(float x) { return 1.0f / std::sqrt(x); }
+
+inline uint32_t pack_bf16(float low, float high) {
+  return uint32_t{to_bf16(high).bits} << 16 | to_bf16(low).bits;
+}
+
+}  // namespace ddpm::cuda

@@ -1,0 +1,83 @@
+// Runs CUDA kernels on the host: a block is a set of fibers, one a thread, which change places at
+// barriers and warp operations. What a GPU would only do wrong now and then is an error here, with
+// kernel, block and thread: a barrier that not all threads reach, a warp operation that a lane
+// misses, reads of shared memory nobody wrote, races, accesses outside a tensor.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/error.h"
+
+namespace ddpm::simt {
+
+struct Dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+// ---- kernels: all that could be launched, and those that were ----
+void register_kernel(std::string_view name);
+void note_run(std::string_view name);
+const std::map<std::string, bool, std::less<>>& kernels();  // name -> has run
+
+// ---- memory of the device ----
+// A tensor's bytes in device memory. Shadow of 2 bytes: which launch last touched them, which block
+// wrote and which read.
+struct Extent {
+  const char* begin = nullptr;
+  size_t bytes = 0;
+  std::vector<uint64_t> shadow;  // made on first use
+};
+// `memory` counts as a tensor until it is forgotten.
+void add_extent(const void* memory, size_t bytes);
+void remove_extent(const void* memory);
+Extent* find_extent(const void* pointer);  // throws Error(kBug) if it is in none
+
+// ---- a launch ----
+struct Launch {
+  std::string_view kernel;
+  Dim3 grid;
+  unsigned block = 0;
+  size_t shared = 0;
+};
+struct Options {
+  uint64_t seed = 0;       // of the order of warps and blocks
+  int64_t max_blocks = 0;  // 0 = all; else first, last and seeded ones of a larger grid
+};
+Options& options();
+void run(const Launch& launch, const std::function<void()>& thread);
+
+// ---- what a running thread sees ----
+Dim3 thread_index();
+Dim3 block_index();
+Dim3 block_dim();
+Dim3 grid_dim();
+
+void block_barrier();
+// The 32 lanes of the warp meet; `finish` runs once, over what each lane brought.
+using Finish = void (*)(void* const* lanes);
+void warp_meet(const char* what, void* mine, Finish finish);
+// After it, what the warp's lanes wrote to shared memory is visible to all of them.
+void warp_barrier();
+
+[[noreturn]] void fail_thread(const std::string& what);
+
+enum class Access { kRead, kWrite };
+// Global memory: inside the extent, no race with another block.
+void check_global(Extent& extent, const void* at, size_t bytes, Access access);
+// Shared memory: written before it is read, no race between threads.
+void check_shared(const void* at, size_t bytes, Access access);
+// A part of the block's shared memory.
+void* shared_part(size_t offset, size_t bytes);
+// Asynchronous copies of the running thread.
+void copy_async(void* to, const void* from, bool valid);
+void copy_async_commit();
+void copy_async_wait(int newest);
+
+}  // namespace ddpm::simt

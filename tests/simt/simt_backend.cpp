@@ -1,0 +1,152 @@
+#include "tests/simt/simt_backend.h"
+
+#include <cstring>
+#include <vector>
+
+#include "kernels/cuda/cuda_backend.h"
+#include "tests/reference/conv.h"
+#include "tests/reference/gemm.h"
+#include "tests/simt/machine.h"
+
+namespace ddpm::test {
+namespace {
+
+class SimtMemory final : public Memory {
+ public:
+  explicit SimtMemory(size_t bytes)
+      : bytes_(bytes),
+        data_(
+            static_cast<char*>(::operator new (bytes + kAlignment, std::align_val_t{kAlignment}))) {
+    std::memset(data_, 0, bytes + kAlignment);
+    simt::add_extent(data_, bytes);
+  }
+  ~SimtMemory() override {
+    simt::remove_extent(data_);
+    ::operator delete (data_, std::align_val_t{kAlignment});
+  }
+  SimtMemory(const SimtMemory&) = delete;
+  SimtMemory& operator=(const SimtMemory&) = delete;
+  void* data() const override { return data_; }
+  size_t size() const override { return bytes_; }
+
+ private:
+  static constexpr size_t kAlignment = 256;  // as cudaMalloc's
+  size_t bytes_;
+  char* data_;
+};
+
+ref::Vector load(const void* data, int64_t count, DType type) {
+  ref::Vector v(static_cast<size_t>(count));
+  for (size_t i = 0; i < v.size(); ++i)
+    v[i] = type == DType::kBF16 ? static_cast<double>(to_float(static_cast<const bf16*>(data)[i]))
+                                : static_cast<double>(static_cast<const float*>(data)[i]);
+  return v;
+}
+
+void store(const ref::Vector& v, void* data, DType type, Write write) {
+  for (size_t i = 0; i < v.size(); ++i) {
+    if (type == DType::kBF16) {
+      bf16& to = static_cast<bf16*>(data)[i];
+      const float old = write == Write::kAccumulate ? to_float(to) : 0.0f;
+      to = to_bf16(old + static_cast<float>(v[i]));
+    } else {
+      float& to = static_cast<float*>(data)[i];
+      to = (write == Write::kAccumulate ? to : 0.0f) + static_cast<float>(v[i]);
+    }
+  }
+}
+
+std::vector<In> present(std::initializer_list<In> slots) {
+  std::vector<In> v(slots);
+  std::erase_if(v, [](In s) { return !s; });
+  return v;
+}
+
+// What the convolutions of a first CUDA backend take: taps, bias, time bias and residual.
+bool taken(const ConvDesc& d) {
+  ConvDesc rest = d;
+  rest.residual = false;
+  rest.sample_bias_stride = rest.sample_bias_offset = 0;
+  return rest.plain();
+}
+
+class SimtBackend final : public cuda::CudaBackend {
+ public:
+  using CudaBackend::CudaBackend;
+
+  std::string name() const override { return "simt"; }
+  std::string description() const override { return "CUDA kernels on the host"; }
+  std::string numerics() const override { return std::string("simt ") + name_of(compute_type()); }
+
+  std::unique_ptr<Memory> allocate(size_t bytes) override {
+    return std::make_unique<SimtMemory>(bytes);
+  }
+  void upload(void* device, const void* host, size_t bytes) override {
+    std::memcpy(device, host, bytes);
+  }
+  void download(void* host, const void* device, size_t bytes) override {
+    std::memcpy(host, device, bytes);
+  }
+  void fill(void* device, uint8_t byte, size_t bytes) override { std::memset(device, byte, bytes); }
+  void discard(void*, size_t) override {}
+  void synchronize() override {}
+
+  size_t packed_bytes(const ConvDesc&, ConvPass) const override { return 0; }
+  Call conv_pack(const ConvDesc&, ConvPass, In, Out) override {
+    fail(Status::kBug, "simt packs no filters");
+  }
+  std::optional<Call> conv_forward(const ConvDesc& d, const ConvSlots& s, Out y, Out) override {
+    if (!taken(d)) return std::nullopt;
+    return Call{"conv_forward",
+                present({s.x, s.filter, s.bias, s.sample_bias, s.residual}),
+                {y},
+                0,
+                [=, type = compute_type()](const Run& r) {
+                  ref::ConvTensors t{.x = load(r.in<void>(s.x), d.x.count(), type)};
+                  t.filter = load(r.in<void>(s.filter), d.filter().count(), type);
+                  if (d.bias) t.bias = load(r.in<void>(s.bias), d.k, DType::kF32);
+                  if (d.sample_bias_stride > 0)
+                    t.sample_bias = load(r.in<void>(s.sample_bias),
+                                         int64_t{d.x.n} * d.sample_bias_stride, DType::kF32);
+                  if (d.residual) t.residual = load(r.in<void>(s.residual), d.y().count(), type);
+                  store(ref::conv_forward(d, t), r.out<void>(y), type, Write::kOverwrite);
+                }};
+  }
+  std::optional<Call> conv_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
+                                 Write write) override {
+    if (!taken(d)) return std::nullopt;
+    return Call{"conv_dgrad", {s.filter, dy}, {dx}, 0, [=, type = compute_type()](const Run& r) {
+                  const auto filter = load(r.in<void>(s.filter), d.filter().count(), type);
+                  const auto gradient = load(r.in<void>(dy), d.y().count(), type);
+                  store(ref::conv_dgrad(d, filter, gradient), r.out<void>(dx), type, write);
+                }};
+  }
+  std::optional<Call> conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
+                                 Write write) override {
+    if (!taken(d)) return std::nullopt;
+    return Call{"conv_wgrad", {s.x, dy}, {dfilter}, 0, [=, type = compute_type()](const Run& r) {
+                  const auto x = load(r.in<void>(s.x), d.x.count(), type);
+                  const auto gradient = load(r.in<void>(dy), d.y().count(), type);
+                  store(ref::conv_wgrad(d, x, gradient), r.out<void>(dfilter), DType::kF32, write);
+                }};
+  }
+  Call gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c, Write write) override {
+    return {"gemm", present({a, b, bias, residual}), {c}, 0, [=](const Run& r) {
+              const int64_t n = g.batch;
+              const auto x = load(r.in<void>(a), n * g.m * g.k, g.in);
+              const auto w = load(r.in<void>(b), n * g.k * g.n, g.in);
+              ref::Vector add, more;
+              if (g.bias) add = load(r.in<void>(bias), g.n, DType::kF32);
+              if (g.residual) more = load(r.in<void>(residual), n * g.m * g.n, g.out);
+              store(ref::gemm(g, x, w, add, more), r.out<void>(c), g.out, write);
+            }};
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_simt_backend(DType compute_type) {
+  return std::make_unique<SimtBackend>(compute_type);
+}
+
+}  // namespace ddpm::test

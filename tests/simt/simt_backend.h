@@ -1,0 +1,14 @@
+// The CUDA backend's own kernels, run on the host. What a GPU leaves to libraries (convolutions,
+// matrix products) is computed by the double-precision reference instead.
+#pragma once
+
+#include <memory>
+
+#include "kernels/backend.h"
+
+namespace ddpm::test {
+
+// compute_type kF32 or kBF16.
+std::unique_ptr<Backend> make_simt_backend(DType compute_type);
+
+}  // namespace ddpm::test
