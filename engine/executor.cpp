@@ -52,8 +52,18 @@ void Executor::bind(const ParamArenas& arenas) {
 }
 
 void Executor::run(const Step& step, size_t workspace_offset) {
-  step.call.run(
-      Run{pointers_.data(), static_cast<char*>(arena_->data()) + workspace_offset, nullptr});
+  step.call.run(Run{pointers_.data(), static_cast<char*>(arena_->data()) + workspace_offset,
+                    graph_.backend().stream()});
+}
+
+void Executor::step() {
+  if (stepped_ && !recording_ && !options_.poison)
+    recording_ = graph_.backend().record([this] { run(Phase::kStep); });
+  stepped_ = true;
+  if (recording_)
+    recording_->launch();
+  else
+    run(Phase::kStep);
 }
 
 void Executor::run(Phase phase) {

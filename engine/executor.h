@@ -28,9 +28,10 @@ class Executor {
   // Takes the graph over, plans its memory and allocates it.
   Executor(Graph graph, const ParamArenas& arenas, ExecutorOptions options = {});
 
-  // Runs the steps of a phase; step() those of Phase::kStep.
+  // Runs the steps of a phase, one by one.
   void run(Phase phase);
-  void step() { run(Phase::kStep); }
+  // Runs those of Phase::kStep; from the second time on by one launch, where the backend has that.
+  void step();
   // As run(Phase::kSetup), for weights that will not change again: those that only the setup reads
   // are given back as it goes, so that they and their packed forms never stand in memory together.
   void setup_for_good();
@@ -65,6 +66,9 @@ class Executor {
   std::unique_ptr<Memory> shadow_;  // Arena::kShadow, if a step reads it
   std::vector<void*> pointers_;
   std::vector<std::vector<const Placement*>> dies_after_;  // poison mode: by step
+  // Last, so that it goes before the memory it works on.
+  std::unique_ptr<Recording> recording_;
+  bool stepped_ = false;  // the first step is run one by one: libraries load what they need then
 };
 
 }  // namespace ddpm

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -37,6 +38,13 @@ class Memory {
   virtual ~Memory() = default;
   virtual void* data() const = 0;  // a device address; only the backend may read it
   virtual size_t size() const = 0;
+};
+
+// A list of calls that runs by one launch.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  virtual void launch() = 0;
 };
 
 // Slots of a convolution's tensors. Which must be present follows from the desc.
@@ -71,6 +79,11 @@ class Backend {
   // The contents are not needed any more: the memory may go back until it is written again.
   virtual void discard(void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
+  // The stream that calls run on, for Run; null on the CPU.
+  virtual void* stream() const = 0;
+  // What `calls` does, recorded to be done again as one launch; null where the backend cannot. The
+  // memory they work on must outlive it.
+  virtual std::unique_ptr<Recording> record(const std::function<void()>& calls) = 0;
 
   // ---- convolution: nullopt = not fused here, the caller composes plain calls ----
   // plain() descs are always taken. dgrad and wgrad take filter and bias from the desc and slots.
@@ -87,7 +100,7 @@ class Backend {
   virtual std::optional<Call> conv_wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter,
                                          Write) = 0;
 
-  // Types are the desc's; bias is fp32, residual as c.
+  // Types are the desc's; bias and residual are of c's.
   virtual Call gemm(const GemmDesc&, In a, In b, In bias, In residual, Out c, Write) = 0;
 
   // ---- reductions ----
@@ -174,7 +187,11 @@ class Backend {
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions&);
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&, int device);
 
-// The libraries behind the CPU backend, with their versions.
+// Whether make_cuda_backend would find a device.
+bool cuda_device_found();
+
+// The libraries behind the backends, with their versions; empty for a backend that is not built.
 std::string cpu_libraries();
+std::string cuda_libraries();
 
 }  // namespace ddpm

@@ -44,6 +44,8 @@ class RecordingBackend final : public Backend {
   void fill(void* to, uint8_t, size_t) override { note("fill", {to}); }
   void discard(void* at, size_t) override { note("discard", {at}); }
   void synchronize() override { note("synchronize"); }
+  void* stream() const override { return nullptr; }
+  std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override { return 0; }
   Call conv_pack(const ConvDesc&, ConvPass, In, Out) override {

@@ -24,6 +24,8 @@ class CpuBackend final : public Backend {
   void fill(void* device, uint8_t byte, size_t bytes) override;
   void discard(void* device, size_t bytes) override;
   void synchronize() override {}
+  void* stream() const override { return nullptr; }
+  std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override;
   Call conv_pack(const ConvDesc&, ConvPass, In filter, Out packed) override;

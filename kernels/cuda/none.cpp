@@ -7,4 +7,7 @@ std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&, int) {
   fail(Status::kDevice, "no CUDA device: this build has no CUDA backend; use --device cpu");
 }
 
+bool cuda_device_found() { return false; }
+std::string cuda_libraries() { return {}; }
+
 }  // namespace ddpm
