@@ -3,7 +3,7 @@
 
 #include "tests/reference/difference.h"
 #include "tests/reference/pointwise.h"
-#include "tests/simt/simt_backend.h"
+#include "tests/kernel_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;
@@ -64,7 +64,7 @@ TEST_CASE("silu: forward and backward at many lengths, scales and write modes", 
   check_silu(*make_cpu_backend({.threads = 2}), kTolerance);
 }
 TEST_CASE("simt.silu: forward and backward at many lengths, scales and write modes", "[silu]") {
-  check_silu(*test::make_simt_backend(DType::kF32), kTolerance);
+  check_silu(*test::make_kernel_backend(DType::kF32), kTolerance);
 }
 
 TEST_CASE("silu: every value is close, zeros, denormals and infinities included", "[silu]") {
@@ -129,11 +129,11 @@ TEST_CASE("copy: bits in overwrite mode, one rounding in accumulate mode", "[cop
   check_copy(*make_cpu_backend({.threads = 2}));
 }
 TEST_CASE("simt.copy: bits in overwrite mode, one rounding in accumulate mode", "[copy]") {
-  for (DType type : {DType::kF32, DType::kBF16}) check_copy(*test::make_simt_backend(type));
+  for (DType type : {DType::kF32, DType::kBF16}) check_copy(*test::make_kernel_backend(type));
 }
 
 TEST_CASE("simt.cast: to bf16 and back, ties to even, NaN and infinity kept", "[cast]") {
-  const auto backend = test::make_simt_backend(DType::kBF16);
+  const auto backend = test::make_kernel_backend(DType::kBF16);
   for (const int64_t count : kCounts) {
     auto x = random_values(count, 1, 1e3f);
     x[0] = 1 + 0x1p-8f;  // a tie

@@ -104,7 +104,10 @@ CudaDevice::CudaDevice(const BackendOptions& options, int device)
   std::string why;
   const int count = count_devices(why);
   if (count == 0)
-    fail(Status::kDevice, "no CUDA device: %s; use --device cpu, or see ddpm doctor", why.c_str());
+    fail(Status::kDevice,
+         "no CUDA device: %s; install an NVIDIA driver for CUDA 13 (580 or later) or use --device "
+         "cpu",
+         why.c_str());
   if (device < 0 || device >= count)
     fail(Status::kDevice, "no CUDA device %d: there %s %d, from 0", device,
          count == 1 ? "is" : "are", count);
@@ -128,7 +131,10 @@ CudaDevice::~CudaDevice() {
 void CudaDevice::use() const { check(cudaSetDevice(device_), "choice of the device"); }
 
 std::string CudaDevice::description() const {
-  return format("%s, %s", chip_.c_str(), precision_name(options_.precision));
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
+  return format("%s, driver for CUDA %d.%d, %s", chip_.c_str(), driver / 1000, driver % 1000 / 10,
+                precision_name(options_.precision));
 }
 
 std::string CudaDevice::numerics() const {
@@ -182,6 +188,14 @@ std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options, int de
 bool cuda_device_found() {
   std::string why;
   return cuda::count_devices(why) > 0;
+}
+
+std::string cuda_libraries() {
+  int runtime = 0;
+  cudaRuntimeGetVersion(&runtime);
+  const size_t cublas = cublasLtGetVersion();
+  return format("CUDA %d.%d, cuBLASLt %zu.%zu.%zu", runtime / 1000, runtime % 1000 / 10,
+                cublas / 10000, cublas / 100 % 100, cublas % 100);
 }
 
 }  // namespace ddpm
