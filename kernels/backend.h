@@ -9,6 +9,8 @@
 // Reductions run in a fixed order: equal inputs give equal bits, whatever the thread timing.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -30,6 +32,7 @@ struct BackendOptions {
   Precision precision = Precision::kAuto;
   int threads = 0;               // CPU: 0 = all this process may use
   bool batch_invariant = false;  // only algorithms whose result for an image ignores the batch size
+  size_t memory_budget = 0;      // bytes that may be allocated at a time; 0 = what there is
 };
 
 // Memory of a backend, freed with the object.
@@ -38,6 +41,24 @@ class Memory {
   virtual ~Memory() = default;
   virtual void* data() const = 0;  // a device address; only the backend may read it
   virtual size_t size() const = 0;
+};
+
+// What a backend has handed out, against what it may. Memory returns its part when it is freed.
+class MemoryBudget {
+ public:
+  explicit MemoryBudget(size_t bytes) : limit_(bytes) {}
+  // Of `available` bytes that the device has, those that may still be taken.
+  size_t left(size_t available) const {
+    if (limit_ == 0) return available;
+    const size_t used = used_;
+    return std::min(available, used < limit_ ? limit_ - used : 0);
+  }
+  void take(size_t bytes) { used_ += bytes; }
+  void give_back(size_t bytes) { used_ -= bytes; }
+
+ private:
+  size_t limit_;
+  std::atomic<size_t> used_{0};
 };
 
 // A list of calls that runs by one launch.
@@ -73,6 +94,7 @@ class Backend {
 
   // ---- memory: zero-filled on allocation; throws Error(kMemory) naming needed bytes ----
   virtual std::unique_ptr<Memory> allocate(size_t bytes) = 0;
+  virtual size_t available_bytes() const = 0;  // within the budget, if there is one
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void fill(void* device, uint8_t byte, size_t bytes) = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/memory.h"
 #include "engine/ops.h"
 #include "model/schedule.h"
 #include "model/unet.h"
@@ -40,6 +41,8 @@ Generator::Generator(Backend& backend, const UNetConfig& unet, const SchedulerCo
       build_sampling_graph(backend, unet, scheduler.num_train_timesteps, batch_size, steps());
   x_ = s.x;
   class_labels_ = s.class_labels;
+  require_memory(s.graph, sizeof(float) * static_cast<size_t>(s.graph.params().arena_size()),
+                 batch_size);
   const ParamArenas arenas = weights(s.graph.params());
   executor_ = std::make_unique<Executor>(std::move(s.graph), arenas);
   executor_->upload(s.rows, rows_.data());

@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/memory.h"
 #include "engine/optimizer.h"
 #include "model/objective.h"
 
@@ -41,6 +42,9 @@ Trainer::Trainer(Backend& backend, const UNetConfig& unet, const SchedulerConfig
                  const TrainerOptions& options, Dataset data) {
   TrainingGraph t = build_training_graph(backend, unet, scheduler, options, data.count);
   if (options.activate_zero_layers) t.graph.params().activate_zero_layers();
+  require_memory(t.graph,
+                 kArenas * sizeof(float) * static_cast<size_t>(t.graph.params().arena_size()),
+                 options.batch_size);
   store_ = std::make_unique<ParamStore>(
       backend, t.graph.params(),
       std::vector<Arena>{Arena::kWeights, Arena::kGradients, Arena::kM, Arena::kV, Arena::kEma});

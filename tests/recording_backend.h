@@ -18,6 +18,7 @@ class RecordingBackend final : public Backend {
   struct Options {
     bool fused_convolution = true;
     DType compute_type = DType::kF32;
+    size_t available_bytes = size_t{1} << 50;
   };
   struct Event {
     std::string what;                   // an op, or "allocate", "upload", "download", "fill"
@@ -39,6 +40,7 @@ class RecordingBackend final : public Backend {
     note("allocate");
     return std::make_unique<SealedMemory>(bytes);
   }
+  size_t available_bytes() const override { return options_.available_bytes; }
   void upload(void* to, const void*, size_t) override { note("upload", {to}); }
   void download(void*, const void* from, size_t) override { note("download", {from}); }
   void fill(void* to, uint8_t, size_t) override { note("fill", {to}); }

@@ -19,6 +19,7 @@ class CpuBackend final : public Backend {
   DType compute_type() const override { return DType::kF32; }
 
   std::unique_ptr<Memory> allocate(size_t bytes) override;
+  size_t available_bytes() const override;
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void fill(void* device, uint8_t byte, size_t bytes) override;
@@ -83,6 +84,7 @@ class CpuBackend final : public Backend {
  private:
   BackendOptions options_;
   int threads_;
+  std::shared_ptr<MemoryBudget> budget_;
   std::unique_ptr<OneDnn> dnn_;
 };
 

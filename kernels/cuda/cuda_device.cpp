@@ -37,23 +37,31 @@ const char* precision_name(Precision p) {
 
 cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
 
+size_t free_bytes() {
+  size_t available = 0, total = 0;
+  check(cudaMemGetInfo(&available, &total), "size of the memory");
+  return available;
+}
+
 class DeviceMemory final : public Memory {
  public:
-  DeviceMemory(int device, size_t bytes) : device_(device), bytes_(bytes) {
+  DeviceMemory(int device, size_t bytes, std::shared_ptr<MemoryBudget> budget)
+      : device_(device), bytes_(bytes), budget_(std::move(budget)) {
     // The backend never hands out a null address.
-    const cudaError_t status = cudaMalloc(&data_, bytes == 0 ? 1 : bytes);
-    if (status == cudaSuccess) return;
-    size_t available = 0, total = 0;
-    cudaMemGetInfo(&available, &total);
-    cudaGetLastError();
-    if (status == cudaErrorMemoryAllocation)
+    cudaError_t status = cudaErrorMemoryAllocation;
+    if (bytes <= budget_->left(bytes)) status = cudaMalloc(&data_, bytes == 0 ? 1 : bytes);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // it is reported here
       fail(Status::kMemory,
-           "out of device memory: %.2f GiB asked for at once, %.2f GiB of %.2f GiB are free; use a "
-           "smaller --batch-size",
-           gib(bytes), gib(available), gib(total));
+           "out of device memory: %.2f GiB asked for at once, %.2f GiB are free; use a smaller "
+           "--batch-size",
+           gib(bytes), gib(budget_->left(free_bytes())));
+    }
     check(status, "allocation");
+    budget_->take(bytes);
   }
   ~DeviceMemory() override {
+    budget_->give_back(bytes_);
     cudaSetDevice(device_);
     cudaFree(data_);
   }
@@ -67,6 +75,7 @@ class DeviceMemory final : public Memory {
 
   int device_;
   size_t bytes_;
+  std::shared_ptr<MemoryBudget> budget_;
   void* data_ = nullptr;
 };
 
@@ -100,7 +109,10 @@ class GraphRecording final : public Recording {
 }  // namespace
 
 CudaDevice::CudaDevice(const BackendOptions& options, int device)
-    : CudaBackend(type_for(options.precision)), options_(options), device_(device) {
+    : CudaBackend(type_for(options.precision)),
+      options_(options),
+      device_(device),
+      budget_(std::make_shared<MemoryBudget>(options.memory_budget)) {
   std::string why;
   const int count = count_devices(why);
   if (count == 0)
@@ -145,9 +157,14 @@ std::string CudaDevice::numerics() const {
 
 std::unique_ptr<Memory> CudaDevice::allocate(size_t bytes) {
   use();
-  auto memory = std::make_unique<DeviceMemory>(device_, bytes);
+  auto memory = std::make_unique<DeviceMemory>(device_, bytes, budget_);
   fill(memory->data(), 0, bytes);
   return memory;
+}
+
+size_t CudaDevice::available_bytes() const {
+  use();
+  return budget_->left(free_bytes());
 }
 
 void CudaDevice::upload(void* device, const void* host, size_t bytes) {

@@ -19,6 +19,7 @@ class CudaDevice final : public CudaBackend {
   std::string numerics() const override;
 
   std::unique_ptr<Memory> allocate(size_t bytes) override;
+  size_t available_bytes() const override;
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void fill(void* device, uint8_t byte, size_t bytes) override;
@@ -43,6 +44,7 @@ class CudaDevice final : public CudaBackend {
   int device_;
   std::string chip_;
   void* stream_ = nullptr;
+  std::shared_ptr<MemoryBudget> budget_;
   std::unique_ptr<CublasLt> cublas_;
 };
 
