@@ -5,6 +5,8 @@
 
 #include "tests/reference/attention.h"
 #include "tests/reference/difference.h"
+#include "tests/simt/machine.h"
+#include "tests/simt/simt_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;
@@ -32,19 +34,24 @@ struct Result {
   std::vector<float> o, lse, dqkv;
 };
 
-Result run(const AttentionDesc& d, const std::vector<float>& qkv, const std::vector<float>& d_o,
-           int threads = 2) {
-  const auto backend = make_cpu_backend({.threads = threads});
+// All of an image's numbers: forward with and without lse, then backward.
+Result run(Backend& backend, const AttentionDesc& d, const std::vector<float>& qkv,
+           const std::vector<float>& d_o) {
   const int64_t count = int64_t{d.n} * d.tokens * d.width();
-  test::Bench b(*backend);
-  const In in = b.in(qkv), grad = b.in(d_o);
-  const Out o = b.out(count), without_lse = b.out(count), dqkv = b.out(3 * count);
+  test::Bench b(backend);
+  const In in = b.activation(qkv), grad = b.activation(d_o);
+  const Out o = b.activation_out(count), without_lse = b.activation_out(count);
+  const Out dqkv = b.activation_out(3 * count);
   const Out lse = b.out(int64_t{d.n} * d.heads * d.tokens);
-  b.run(backend->attention_forward(d, in, o, lse));
-  b.run(backend->attention_forward(d, in, without_lse, {}));
-  b.run(backend->attention_backward(d, in, {o.slot}, {lse.slot}, grad, dqkv));
-  CHECK(same_bits(b.get(o), b.get(without_lse)));
-  return {b.get(o), b.get(lse), b.get(dqkv)};
+  b.run(backend.attention_forward(d, in, o, lse));
+  b.run(backend.attention_forward(d, in, without_lse, {}));
+  b.run(backend.attention_backward(d, in, {o.slot}, {lse.slot}, grad, dqkv));
+  CHECK(same_bits(b.get_activation(o), b.get_activation(without_lse)));
+  return {b.get_activation(o), b.get(lse), b.get_activation(dqkv)};
+}
+Result run_cpu(const AttentionDesc& d, const std::vector<float>& qkv, const std::vector<float>& d_o,
+               int threads = 2) {
+  return run(*make_cpu_backend({.threads = threads}), d, qkv, d_o);
 }
 
 std::vector<float> random_qkv(const AttentionDesc& d, float scale) {
@@ -58,6 +65,45 @@ std::string name(const AttentionDesc& d) {
   return format("N %d L %d heads %d D %d", d.n, d.tokens, d.heads, d.head_dim);
 }
 
+// Dot products of D and of L terms: rounding grows with their square roots. Logits reach about
+// scale^2 sqrt(D), and an error e of a logit is an error e of its probability.
+double fp32_tolerance(const AttentionDesc& d, float scale) {
+  return 1e-7 * (3 + std::sqrt(d.tokens)) + 1e-7 * scale * scale * (3 + std::sqrt(d.head_dim));
+}
+
+void check_shape(Backend& backend, const AttentionDesc& d, float scale) {
+  const auto qkv = test::rounded(backend, random_qkv(d, scale));
+  const auto d_o = test::rounded(backend, random_gradient(d));
+  const auto truth = ref::attention(d, to_double(qkv));
+  const auto gradient = ref::attention_backward(d, to_double(qkv), to_double(d_o));
+  const Result r = run(backend, d, qkv, d_o);
+  const double tolerance = fp32_tolerance(d, scale);
+  // bf16: the weights of a sum and then the sum are rounded, 2^-9 of each element; in the gradient,
+  // o as well.
+  const double rounding = backend.compute_type() == DType::kBF16 ? 0x1p-9 : 0;
+  INFO(backend.numerics() << " " << name(d) << " scale " << scale);
+  if (getenv("SHOW")) {
+    printf("%s %s scale %g: o %.3g dqkv %.3g (tol %.3g)", backend.numerics().c_str(),
+           name(d).c_str(), scale, relative_error(r.o, truth.o), relative_error(r.dqkv, gradient),
+           tolerance);
+    for (int part = 0; part < 3; ++part) {
+      std::vector<double> a, b;
+      for (size_t i = 0; i < r.dqkv.size(); ++i)
+        if (static_cast<int>(i) / d.width() % 3 == part) {
+          a.push_back(r.dqkv[i]);
+          b.push_back(gradient[i]);
+        }
+      printf(" %.3g", relative_error(a, b));
+    }
+    printf("\n");
+  }
+  CHECK(relative_error(r.o, truth.o) <= 2 * rounding + tolerance);
+  // lse may be near 0: absolute.
+  for (size_t i = 0; i < r.lse.size(); ++i)
+    CHECK(std::abs(r.lse[i] - truth.lse[i]) <= tolerance * (1 + std::abs(truth.lse[i])));
+  CHECK(relative_error(r.dqkv, gradient) <= 3 * rounding + 2 * tolerance);
+}
+
 }  // namespace
 
 TEST_CASE("attention: the reference's gradient is its finite difference", "[attention]") {
@@ -69,31 +115,27 @@ TEST_CASE("attention: the reference's gradient is its finite difference", "[atte
   }
 }
 
-// Dot products of D and of L terms: rounding grows with their square roots. Logits reach about
-// scale^2 sqrt(D), and an error e of a logit is an error e of its probability.
 TEST_CASE("attention_forward, attention_backward: many shapes and scales", "[attention]") {
+  const auto backend = make_cpu_backend({.threads = 2});
   for (const AttentionDesc& d : kShapes)
-    for (const float scale : {1.0f, 4.0f}) {
-      const auto qkv = random_qkv(d, scale), d_o = random_gradient(d);
-      const auto truth = ref::attention(d, to_double(qkv));
-      const auto gradient = ref::attention_backward(d, to_double(qkv), to_double(d_o));
-      const Result r = run(d, qkv, d_o);
-      const double tolerance =
-          1e-7 * (3 + std::sqrt(d.tokens)) + 1e-7 * scale * scale * (3 + std::sqrt(d.head_dim));
-      INFO(name(d) << " scale " << scale);
-      CHECK(relative_error(r.o, truth.o) <= tolerance);
-      // lse may be near 0: absolute.
-      for (size_t i = 0; i < r.lse.size(); ++i)
-        CHECK(std::abs(r.lse[i] - truth.lse[i]) <= tolerance * (1 + std::abs(truth.lse[i])));
-      CHECK(relative_error(r.dqkv, gradient) <= 2 * tolerance);
-    }
+    for (const float scale : {1.0f, 4.0f}) check_shape(*backend, d, scale);
+}
+TEST_CASE("simt.attention: many shapes and scales, fp32", "[attention]") {
+  const auto backend = test::make_simt_backend(DType::kF32);
+  for (const AttentionDesc& d : kShapes)
+    for (const float scale : {1.0f, 4.0f}) check_shape(*backend, d, scale);
+}
+TEST_CASE("simt.attention: many shapes and scales, bf16", "[attention]") {
+  const auto backend = test::make_simt_backend(DType::kBF16);
+  for (const AttentionDesc& d : kShapes)
+    for (const float scale : {1.0f, 4.0f}) check_shape(*backend, d, scale);
 }
 
 // A softmax that has decided: one probability is 1, exponentials of anything else underflow.
 TEST_CASE("attention: logits of 1e4 and values of 1e4", "[attention]") {
   const AttentionDesc d{1, 37, 2, 16};
   auto qkv = random_qkv(d, 100);
-  const auto saturated = run(d, qkv, random_gradient(d));
+  const auto saturated = run_cpu(d, qkv, random_gradient(d));
   CHECK(relative_error(saturated.o, ref::attention(d, to_double(qkv)).o) <= 1e-5);
   for (const float v : saturated.dqkv) REQUIRE(std::isfinite(v));
 
@@ -101,7 +143,7 @@ TEST_CASE("attention: logits of 1e4 and values of 1e4", "[attention]") {
   for (size_t i = 0; i < qkv.size(); ++i)
     if (static_cast<int>(i) % (3 * d.width()) >= 2 * d.width()) qkv[i] *= 1e4f;
   const auto d_o = random_gradient(d);
-  const auto large = run(d, qkv, d_o);
+  const auto large = run_cpu(d, qkv, d_o);
   CHECK(relative_error(large.o, ref::attention(d, to_double(qkv)).o) <= 2e-6);
   CHECK(relative_error(large.dqkv, ref::attention_backward(d, to_double(qkv), to_double(d_o))) <=
         4e-6);
@@ -110,9 +152,9 @@ TEST_CASE("attention: logits of 1e4 and values of 1e4", "[attention]") {
 TEST_CASE("attention: bits depend on neither batch nor threads", "[attention]") {
   for (const AttentionDesc& d : {AttentionDesc{3, 300, 1, 40}, {3, 64, 2, 24}, {5, 16, 1, 8}}) {
     const auto qkv = random_qkv(d, 1), d_o = random_gradient(d);
-    const Result all = run(d, qkv, d_o, 1);
+    const Result all = run_cpu(d, qkv, d_o, 1);
     for (const int threads : {2, 7}) {
-      const Result r = run(d, qkv, d_o, threads);
+      const Result r = run_cpu(d, qkv, d_o, threads);
       CHECK((r.o == all.o));
       CHECK((r.lse == all.lse));
       CHECK((r.dqkv == all.dqkv));
@@ -121,7 +163,7 @@ TEST_CASE("attention: bits depend on neither batch nor threads", "[attention]") 
     one.n = 1;
     const auto size = static_cast<int64_t>(qkv.size()) / d.n;
     const Result last =
-        run(one, {qkv.end() - size, qkv.end()}, {d_o.end() - size / 3, d_o.end()}, 3);
+        run_cpu(one, {qkv.end() - size, qkv.end()}, {d_o.end() - size / 3, d_o.end()}, 3);
     CHECK(std::equal(last.o.begin(), last.o.end(), all.o.end() - size / 3));
     CHECK(std::equal(last.dqkv.begin(), last.dqkv.end(), all.dqkv.end() - size));
   }
@@ -132,7 +174,7 @@ TEST_CASE("attention: what is not finite shows in its rows", "[attention]") {
   for (const float bad : {NAN, HUGE_VALF}) {
     auto qkv = random_qkv(d, 1);
     qkv[4 * 24 + 3] = bad;  // image 0, query 4
-    const Result r = run(d, qkv, random_gradient(d));
+    const Result r = run_cpu(d, qkv, random_gradient(d));
     for (int i = 0; i < 2 * 9; ++i)
       CHECK(std::isfinite(r.o[static_cast<size_t>(i) * 8]) == (i != 4));
     CHECK(!std::isfinite(r.dqkv[4 * 24]));
