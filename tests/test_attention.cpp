@@ -34,7 +34,7 @@ struct Result {
   std::vector<float> o, lse, dqkv;
 };
 
-// All of an image's numbers: forward with and without lse, then backward.
+// All of an image's numbers: forward, without lse too where that takes no time, then backward.
 Result run(Backend& backend, const AttentionDesc& d, const std::vector<float>& qkv,
            const std::vector<float>& d_o) {
   const int64_t count = int64_t{d.n} * d.tokens * d.width();
@@ -44,9 +44,11 @@ Result run(Backend& backend, const AttentionDesc& d, const std::vector<float>& q
   const Out dqkv = b.activation_out(3 * count);
   const Out lse = b.out(int64_t{d.n} * d.heads * d.tokens);
   b.run(backend.attention_forward(d, in, o, lse));
-  b.run(backend.attention_forward(d, in, without_lse, {}));
   b.run(backend.attention_backward(d, in, {o.slot}, {lse.slot}, grad, dqkv));
-  CHECK(same_bits(b.get_activation(o), b.get_activation(without_lse)));
+  if (d.tokens <= 64 || backend.name() == "cpu") {
+    b.run(backend.attention_forward(d, in, without_lse, {}));
+    CHECK(same_bits(b.get_activation(o), b.get_activation(without_lse)));
+  }
   return {b.get_activation(o), b.get(lse), b.get_activation(dqkv)};
 }
 Result run_cpu(const AttentionDesc& d, const std::vector<float>& qkv, const std::vector<float>& d_o,
@@ -197,34 +199,40 @@ TEST_CASE("simt.attention: the networks' shapes, fp32", "[attention]") {
 }
 
 // Some blocks of a large grid, forward: what they wrote is right, and the rest is untouched.
-TEST_CASE("simt.attention: chosen blocks of large shapes", "[attention]") {
-  for (const DType type : {DType::kF32, DType::kBF16}) {
-    const auto backend = test::make_simt_backend(type);
-    for (const AttentionDesc& d : std::initializer_list<AttentionDesc>{
-             {2, 256, 1, 256}, {1, 256, 1, 512}, {1, 1024, 4, 64}, {1, 4096, 1, 8}}) {
-      if (type == DType::kF32 && d.tokens > 256) continue;
-      const auto qkv = test::rounded(*backend, random_qkv(d, 1));
-      test::Bench b(*backend);
-      const In in = b.activation(qkv);
-      const Out o = b.activation_out(int64_t{d.n} * d.tokens * d.width());
-      simt::options().max_blocks = 2;
-      b.run(backend->attention_forward(d, in, o, {}));
-      simt::options().max_blocks = 0;
-      const auto truth = ref::attention(d, to_double(qkv)).o;
-      const auto values = b.get_activation(o);
-      std::vector<double> written, expected;
-      for (size_t i = 0; i < values.size(); ++i)
-        if (!std::isnan(values[i])) {
-          written.push_back(static_cast<double>(values[i]));
-          expected.push_back(truth[i]);
-        }
-      INFO(backend->numerics() << " " << name(d));
-      CHECK(written.size() >= static_cast<size_t>(64 * d.head_dim));
-      CHECK(written.size() < values.size());
-      CHECK(relative_error(written, expected) <=
-            2 * test::activation_tolerance(*backend, 0) + fp32_tolerance(d, 1));
+namespace {
+void check_chosen_blocks(Backend& backend, const AttentionDesc& d) {
+  const auto qkv = test::rounded(backend, random_qkv(d, 1));
+  test::Bench b(backend);
+  const In in = b.activation(qkv);
+  const Out o = b.activation_out(int64_t{d.n} * d.tokens * d.width());
+  simt::options().max_blocks = 2;
+  b.run(backend.attention_forward(d, in, o, {}));
+  simt::options().max_blocks = 0;
+  const auto truth = ref::attention(d, to_double(qkv)).o;
+  const auto values = b.get_activation(o);
+  std::vector<double> written, expected;
+  for (size_t i = 0; i < values.size(); ++i)
+    if (!std::isnan(values[i])) {
+      written.push_back(static_cast<double>(values[i]));
+      expected.push_back(truth[i]);
     }
-  }
+  INFO(backend.numerics() << " " << name(d));
+  CHECK(written.size() >= static_cast<size_t>(64 * d.head_dim));
+  CHECK(written.size() < values.size());
+  CHECK(relative_error(written, expected) <=
+        2 * test::activation_tolerance(backend, 0) + fp32_tolerance(d, 1));
+}
+}  // namespace
+
+TEST_CASE("simt.attention: chosen blocks of the networks' shapes", "[attention]") {
+  for (const DType type : {DType::kF32, DType::kBF16})
+    for (const AttentionDesc& d : {AttentionDesc{2, 256, 1, 256}, {1, 256, 1, 512}})
+      check_chosen_blocks(*test::make_simt_backend(type), d);
+}
+TEST_CASE("simt.attention: chosen blocks of many tokens and heads", "[attention]") {
+  const auto backend = test::make_simt_backend(DType::kBF16);
+  for (const AttentionDesc& d : {AttentionDesc{1, 1024, 2, 64}, {1, 4096, 1, 8}})
+    check_chosen_blocks(*backend, d);
 }
 
 // A softmax that has decided: one probability is 1, exponentials of anything else underflow.
