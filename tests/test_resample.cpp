@@ -206,7 +206,7 @@ void check_written(const std::vector<float>& values, const F& expected) {
 
 }  // namespace
 
-TEST_CASE("simt.concat, split: the networks' shapes", "[resample]") {
+TEST_CASE("simt.concat: the networks' shapes", "[resample]") {
   const auto backend = test::make_kernel_backend(DType::kBF16);
   const SampledBlocks sampled;
   for (const auto& [s, c2] : kJoined) {
@@ -220,10 +220,20 @@ TEST_CASE("simt.concat, split: the networks' shapes", "[resample]") {
     check_written(bench.get_activation(y), [&](size_t i) {
       return i % c < c1 ? x[i / c * c1 + i % c] : x2[i / c * (c - c1) + i % c - c1];
     });
+  }
+}
+
+TEST_CASE("simt.split: the networks' shapes", "[resample]") {
+  const auto backend = test::make_kernel_backend(DType::kBF16);
+  const SampledBlocks sampled;
+  for (const auto& [s, c2] : kJoined) {
+    const auto c1 = static_cast<size_t>(s.c), c = c1 + static_cast<size_t>(c2);
     const auto dy = pattern(s.pixels() * (s.c + c2), 3);
+    test::Bench bench(*backend);
     const In dys = bench.activation(dy);
     const Out dx = bench.activation_out(s.count()), dx2 = bench.activation_out(s.pixels() * c2);
     bench.run(backend->split(s, c2, dys, dx, Write::kOverwrite, dx2, Write::kOverwrite));
+    INFO(to_string(s) << " and " << c2);
     check_written(bench.get_activation(dx), [&](size_t i) { return dy[i / c1 * c + i % c1]; });
     check_written(bench.get_activation(dx2),
                   [&](size_t i) { return dy[i / (c - c1) * c + c1 + i % (c - c1)]; });
