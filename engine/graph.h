@@ -68,6 +68,7 @@ enum class Phase {
   kStep,   // every step
 };
 inline constexpr int kPhases = 3;
+inline constexpr std::array<Phase, kPhases> kAllPhases{Phase::kSetup, Phase::kStart, Phase::kStep};
 
 class Graph {
  public:
