@@ -166,11 +166,14 @@ class Backend {
   virtual Call upsample(const Shape& x, In, Out y) = 0;
   virtual Call upsample_backward(const Shape& x, In dy, Out dx, Write) = 0;
   // y (N, dim) (+)= table[index[n]]; index I32 (N). Backward: dtable (rows, dim), each row the sum
-  // over its images in order.
+  // over its images in order. An index outside the table, here and in the next two: an error on the
+  // CPU; on a device, which cannot throw, the image's y is NaN and no row gets its gradient.
   virtual Call embedding(int n, int rows, int dim, In table, In index, Out y, Write) = 0;
   virtual Call embedding_backward(int n, int rows, int dim, In index, In dy, Out dtable, Write) = 0;
   // y (N, dim) from t I32 (N), 0 <= t < timesteps.
   virtual Call time_embedding(const TimeEmbeddingDesc&, In t, Out y) = 0;
+  // y (N, dim) = table[state.step] for all images; table (rows, dim).
+  virtual Call step_row(int n, int rows, int dim, In table, In state, Out y) = 0;
 
   // ---- training ----
   // images U8 (count,H,W,C), labels I32 (count) or absent -> x0 (N,H,W,C), batch_labels I32 (N).

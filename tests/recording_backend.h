@@ -127,6 +127,9 @@ class RecordingBackend final : public Backend {
   Call time_embedding(const TimeEmbeddingDesc&, In t, Out y) override {
     return call("time_embedding", {t}, {y});
   }
+  Call step_row(int, int, int, In table, In state, Out y) override {
+    return call("step_row", {table, state}, {y});
+  }
   Call gather_images(const GatherDesc&, In images, In labels, In state, Out x0,
                      Out batch_labels) override {
     return call("gather_images", {images, labels, state}, {x0, batch_labels});
