@@ -20,6 +20,7 @@ Executor::Executor(Graph graph, const ParamArenas& arenas, ExecutorOptions optio
     for (const Step& s : graph_.steps(phase)) bytes = std::max(bytes, s.call.workspace);
   arena_ = backend.allocate(bytes);
   bind(arenas);
+  for (const auto& [id, values] : graph_.constants()) upload({id}, values.data());
   if (!options_.poison) return;
   backend.fill(arena_->data(), 0xFF, arena_->size());
   dies_after_.resize(graph_.steps().size());
