@@ -6,6 +6,7 @@
 // an image's chunks, the batch; each in a fixed order, and an image's from its own elements alone.
 // The doubles are hidden: an H100's multiprocessor converts 16 elements a cycle, and the memory
 // brings it two.
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/cuda/block.h"
@@ -16,7 +17,7 @@
 namespace ddpm::cuda {
 namespace {
 
-constexpr int kBlock = 512, kLastBlock = 256;
+constexpr int kMaxBlock = 512, kLastBlock = 256;
 constexpr int kMaxBuckets = 32;
 
 // sums[block]: of the squares of a chunk. The target is `target`, or drawn again.
@@ -25,7 +26,7 @@ __global__ void squared_error_kernel(int size, int chunks, float scale, Global<c
                                      Global<const float> target, Global<const StepState> state,
                                      Global<T> d_prediction, Global<double> sums) {
   SharedMemory shared;
-  const Smem<double> scratch = shared.take<double>(kBlock / 32);
+  const Smem<double> scratch = shared.take<double>(static_cast<int>(blockDim.x) / 32);
   const int slot = static_cast<int>(blockIdx.x) / chunks;
   const ImageRun run = image_run(size, slot, static_cast<int>(blockIdx.x) % chunks);
   double sum = 0;
@@ -91,13 +92,16 @@ __global__ void loss_histogram_kernel(int n, int timesteps, int buckets, Global<
 }
 
 struct LossPlan {
-  int n, size, chunks;
+  int n, size;
+  int block;  // threads, no more than an image keeps busy
+  int chunks;
   float scale;  // d loss / d prediction = scale * difference
 
   explicit LossPlan(const Shape& s)
       : n(s.n),
         size(static_cast<int>(s.pixels()) * s.c),
-        chunks(image_parts(s, kBlock)),
+        block(std::min(kMaxBlock, (size + 32 * kRun - 1) / (32 * kRun) * 32)),
+        chunks(image_parts(s, block)),
         scale(static_cast<float>(2.0 / static_cast<double>(s.count()))) {}
   size_t workspace() const { return sizeof(double) * static_cast<size_t>(n) * chunks; }
 };
@@ -107,8 +111,8 @@ void run_loss(const LossPlan& plan, const Run& r, In prediction, In target, Out 
               Out d_prediction, Out state) {
   auto* sums = static_cast<double*>(r.workspace);
   launch<squared_error_kernel<T, Redraw>>({.grid_x = static_cast<unsigned>(plan.n * plan.chunks),
-                                           .block = kBlock,
-                                           .shared = shared_bytes<double>(kBlock / 32)},
+                                           .block = static_cast<unsigned>(plan.block),
+                                           .shared = shared_bytes<double>(plan.block / 32)},
                                           r.stream, plan.size, plan.chunks, plan.scale,
                                           r.in<T>(prediction), r.in<float>(target),
                                           r.out<StepState>(state), r.out<T>(d_prediction), sums);

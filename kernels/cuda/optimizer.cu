@@ -2,6 +2,7 @@
 // limited by memory: grad_norm reads the 4 bytes of a parameter's gradient, adam_ema reads
 // gradient, weight, both moments and average and writes the last four and the bf16 shadow, 36 and 2
 // bytes; nothing is moved twice.
+#include <algorithm>
 #include <cmath>
 #include <type_traits>
 
@@ -13,7 +14,7 @@
 namespace ddpm::cuda {
 namespace {
 
-constexpr int kBlock = 256, kLastBlock = 1024;
+constexpr int kBlock = 256, kMaxLastBlock = 1024;
 constexpr int kLoads = 8;                       // of 16 bytes under way in a thread
 constexpr int kChunk = kBlock * kLoads * 4;     // gradients of a block
 constexpr LaunchShape kOneThread{.block = 32};  // a block is whole warps
@@ -47,10 +48,11 @@ __global__ void squares_kernel(int64_t count, Global<const float> x, Global<doub
 
 __global__ void finish_norm_kernel(int chunks, Global<const double> sums, Global<StepState> state) {
   SharedMemory shared;
-  const Smem<double> scratch = shared.take<double>(kLastBlock / 32);
+  const int threads = static_cast<int>(blockDim.x);
+  const Smem<double> scratch = shared.take<double>(threads / 32);
   double sum = 0;
 #pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < chunks; i += kLastBlock) sum += sums[i];
+  for (int i = static_cast<int>(threadIdx.x); i < chunks; i += threads) sum += sums[i];
   sum = block_sum(sum, scratch);
   if (threadIdx.x != 0) return;
   StepState s = state[0];
@@ -137,6 +139,7 @@ Call CudaBackend::grad_norm(int64_t count, In gradients, Out state) {
   DDPM_CHECK(count > 0 && count < int64_t{1} << 40, "grad_norm: count %lld",
              static_cast<long long>(count));
   const int chunks = static_cast<int>((count + kChunk - 1) / kChunk);
+  const int last = std::min(kMaxLastBlock, (chunks + 31) / 32 * 32);
   return {"grad_norm",
           {gradients},
           {state},
@@ -148,8 +151,8 @@ Call CudaBackend::grad_norm(int64_t count, In gradients, Out state) {
                                     .shared = shared_bytes<double>(kBlock / 32)},
                                    r.stream, count, r.in<float>(gradients), sums);
             launch<finish_norm_kernel>(
-                {.block = kLastBlock, .shared = shared_bytes<double>(kLastBlock / 32)}, r.stream,
-                chunks, sums, r.out<StepState>(state));
+                {.block = static_cast<unsigned>(last), .shared = shared_bytes<double>(last / 32)},
+                r.stream, chunks, sums, r.out<StepState>(state));
           }};
 }
 
