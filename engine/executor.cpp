@@ -19,6 +19,7 @@ Executor::Executor(Graph graph, const ParamArenas& arenas, ExecutorOptions optio
   }
   arena_ = graph_.backend().allocate(bytes);
   bind(arenas);
+  for (const auto& [id, values] : graph_.constants()) upload({id}, values.data());
   if (!options_.poison) return;
   graph_.backend().fill(arena_->data(), 0xFF, arena_->size());
   for (Phase phase : kAllPhases) {

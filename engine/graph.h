@@ -86,6 +86,9 @@ class Graph {
   Tensor bytes(size_t);  // a planned tensor of raw bytes
   Tensor persistent(const Shape&, DType, const std::string& name);
   Tensor persistent_bytes(size_t, const std::string& name);
+  // A persistent tensor (rows,1,1,columns) of fp32 that holds `values` from the start.
+  Tensor constant(std::vector<float> values, int columns, const std::string& name);
+  const std::map<int, std::vector<float>>& constants() const { return constants_; }  // by tensor
   // The weight of a new parameter in the current scope; in training its gradient exists too.
   Tensor parameter(const std::string& name, const Shape&, int rank, std::vector<ParamPiece>);
   // A parameter as convolutions and products of activations read it: its shadow, or itself where
@@ -190,6 +193,7 @@ class Graph {
   int64_t macs_ = 0;
   Tensor state_;
   std::map<int, Tensor> shadows_;  // by weight
+  std::map<int, std::vector<float>> constants_;
 };
 
 }  // namespace ddpm

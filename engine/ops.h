@@ -103,5 +103,8 @@ Tensor add_embedding(Graph& g, Tensor x, Tensor index, int rows, const std::stri
 // Mean squared error of prediction and target into the state's loss; starts the backward pass.
 // Returns the loss of each image (N).
 Tensor mse_loss(Graph& g, Tensor prediction, Tensor target);
+// The same against this step's noise, which is drawn again where the backend can or `noise` is
+// absent.
+Tensor noise_loss(Graph& g, Tensor prediction, Tensor noise);
 
 }  // namespace ddpm::ops

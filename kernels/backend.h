@@ -183,12 +183,23 @@ class Backend {
   virtual Call draw_timesteps(int n, int timesteps, In state, Out t) = 0;
   // noise (N,H,W,C) ~ N(0, I), addressed by purpose and by slot (training) or image (sampling).
   virtual Call draw_noise(const Shape&, Purpose, In state, Out noise) = 0;
-  // x_t is A.
-  virtual Call q_sample(const NoiseDesc&, In x0, In t, In noise, Out x_t) = 0;
+  // x_t is A. A t outside the table is an Error on the CPU, and makes a NaN of the image elsewhere.
+  virtual Call q_sample(const NoiseDesc&, In x0, In t, In noise, In table, Out x_t) = 0;
+  // The four above at once, x0 and the noise written nowhere. nullopt = not fused here.
+  virtual std::optional<Call> noisy_batch(const NoisyBatchDesc&, In images, In labels, In state,
+                                          In table, Out x_t, Out t, Out batch_labels) = 0;
   // sample_loss (N) = mean over an image of (prediction - target)^2; its mean goes to state's loss,
   // whose non-finite flag it may set; d_prediction = the gradient of that mean. Both are A.
   virtual Call mse_loss(const Shape&, In prediction, In target, Out sample_loss, Out d_prediction,
                         Out state) = 0;
+  // The same with the noise of this step (Purpose::kNoise) as target, drawn again rather than read.
+  // nullopt = not fused here.
+  virtual std::optional<Call> noise_loss(const Shape&, In prediction, Out sample_loss,
+                                         Out d_prediction, Out state) = 0;
+  // histogram[b] += (sum of losses, number of images) over the images with t buckets / timesteps =
+  // b; (buckets, 2). Skipped while a non-finite flag is set. buckets <= 32.
+  virtual Call loss_histogram(int n, int timesteps, int buckets, In t, In sample_loss, In state,
+                              Out histogram) = 0;
   // Global norm of the gradient into state, whose non-finite flag it may set.
   virtual Call grad_norm(int64_t count, In gradients, Out state) = 0;
   // Skipped while a non-finite flag is set. Reads grad_norm and step from state, writes the rate.

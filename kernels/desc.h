@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <vector>
 
 #include "kernels/dtype.h"
 #include "kernels/shape.h"
@@ -134,10 +133,16 @@ struct GatherDesc {
   bool flip = false;
 };
 
-// DDPM eq. 4: x_t = sqrt_ab[t] x0 + sqrt_1mab[t] eps. Tables have one entry per timestep.
+// DDPM eq. 4: x_t = sqrt_ab[t] x0 + sqrt_1mab[t] eps. The table (timesteps, 2) holds both factors.
 struct NoiseDesc {
   Shape x;
-  std::vector<float> sqrt_ab, sqrt_1mab;
+  int timesteps = 0;
+};
+
+// A training batch and its noising at once.
+struct NoisyBatchDesc {
+  GatherDesc gather;
+  int timesteps = 0;
 };
 
 // One row of a sampler: every sampler is this with other numbers. The host computes rows in double.

@@ -286,9 +286,12 @@ TEST_CASE("command line: a run's folder, and every form of samples", "[command_l
   const TempFolder& tmp = trained();
   const std::string metrics = get_bytes(tmp / "run/metrics.jsonl");
   const nlohmann::json line = nlohmann::json::parse(metrics.substr(0, metrics.find('\n')));
-  for (const char* key :
-       {"step", "loss", "grad_norm", "learning_rate", "images_per_second", "seconds", "peak_bytes"})
+  for (const char* key : {"step", "loss", "loss_by_timestep", "grad_norm", "learning_rate",
+                          "images_per_second", "seconds", "peak_bytes"})
     CHECK(line.contains(key));
+  REQUIRE(line["loss_by_timestep"].size() == 10);
+  for (const nlohmann::json& mean : line["loss_by_timestep"])
+    CHECK((mean.is_null() || mean.get<double>() > 0));
   CHECK(list_checkpoints(tmp / "run").size() == 2);
 
   const TempFolder out;

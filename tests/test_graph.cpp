@@ -87,7 +87,8 @@ TEST_CASE("graph: parameters of the presets", "[graph]") {
 TEST_CASE("graph: a step is device work with the same arguments every time", "[graph]") {
   for (bool fused : {true, false}) {
     for (const Preset& p : presets()) {
-      RecordingBackend backend(RecordingBackend::Options{.fused_convolution = fused});
+      RecordingBackend backend(
+          RecordingBackend::Options{.fused_convolution = fused, .fused_objective = fused});
       TrainingGraph t = training_graph(backend, p, 4);
       ParamStore store(backend, t.graph.params(),
                        {Arena::kWeights, Arena::kGradients, Arena::kM, Arena::kV, Arena::kEma});
@@ -106,6 +107,13 @@ TEST_CASE("graph: a step is device work with the same arguments every time", "[g
         return std::count_if(first.begin(), first.end(),
                              [&](const auto& e) { return e.what == op; });
       };
+      // One call draws the batch and its noise, or four; the noise is drawn again for the loss.
+      CHECK(count("noisy_batch") == (fused ? 1 : 0));
+      CHECK(count("noise_loss") == (fused ? 1 : 0));
+      for (const char* op :
+           {"gather_images", "draw_timesteps", "draw_noise", "q_sample", "mse_loss"})
+        CHECK(count(op) == (fused ? 0 : 1));
+      CHECK(count("loss_histogram") == 1);
       // A backend that fuses is never asked to write an activation out, except for q, k and v.
       if (fused) CHECK(count("concat") == 0);
       if (fused && p.name == "cifar10") CHECK(count("group_norm_apply") == 2 * 6);
@@ -147,6 +155,21 @@ TEST_CASE("plan: close to the bound, and every read finds what was written", "[p
       }
     }
   }
+}
+
+TEST_CASE("graph: a constant is there from the start, and stays", "[graph]") {
+  auto backend = make_cpu_backend({});
+  Graph g(*backend, Mode::kInference);
+  const std::vector<float> values = {1, 2, 3, 4, 5, 6};
+  const Tensor t = g.constant(values, 2, "table");
+  CHECK(g.shape(t) == Shape{3, 1, 1, 2});
+  CHECK_THROWS_AS(g.constant(values, 4, "ragged"), Error);
+  Graph moved = std::move(g);
+  Executor executor(std::move(moved), {}, {.poison = true});
+  executor.step();
+  std::vector<float> held(6);
+  executor.download(held.data(), t);
+  CHECK(held == values);
 }
 
 TEST_CASE("plan: a read before any write is refused", "[plan]") {

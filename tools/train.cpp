@@ -220,6 +220,7 @@ void Run::log(uint64_t step, Progress& progress, AppendFile& metrics) {
   nlohmann::ordered_json line;
   line["step"] = step;
   line["loss"] = loss;
+  line["loss_by_timestep"] = trainer_->take_loss_by_timestep();  // JSON writes a NaN as null
   line["grad_norm"] = state.grad_norm;
   line["learning_rate"] = state.learning_rate;
   line["images_per_second"] = rate;
