@@ -15,6 +15,7 @@ struct TrainingBatch {
 };
 
 // Lists noising, the network, the loss and the whole backward pass. Returns the loss of each image.
-Tensor add_objective(Graph& g, const UNetConfig&, const Schedule&, const TrainingBatch&);
+Tensor add_objective(Graph& g, const UNetConfig&, PredictionType, const Schedule&,
+                     const TrainingBatch&);
 
 }  // namespace ddpm

@@ -32,7 +32,7 @@ TrainingGraph build_training_graph(Backend& backend, const UNetConfig& unet,
     g.add(backend.draw_timesteps(s.n, schedule.timesteps(), g.state(), batch.timestep));
     g.add(backend.draw_noise(s, Purpose::kNoise, g.state(), batch.noise));
   }
-  add_objective(g, unet, schedule, batch);
+  add_objective(g, unet, scheduler.prediction_type, schedule, batch);
   add_optimizer(g, options.adam);
   return t;
 }
