@@ -183,7 +183,7 @@ class Backend {
   virtual Call draw_timesteps(int n, int timesteps, In state, Out t) = 0;
   // noise (N,H,W,C) ~ N(0, I), addressed by purpose and by slot (training) or image (sampling).
   virtual Call draw_noise(const Shape&, Purpose, In state, Out noise) = 0;
-  // x_t is A. A t outside the table is an Error on the CPU, and makes a NaN of the image elsewhere.
+  // A t outside the table is an Error on the CPU, and makes a NaN of the image elsewhere.
   virtual Call q_sample(const NoiseDesc&, In x0, In t, In noise, In table, Out x_t) = 0;
   // The four above at once, x0 and the noise written nowhere. nullopt = not fused here.
   virtual std::optional<Call> noisy_batch(const NoisyBatchDesc&, In images, In labels, In state,

@@ -22,7 +22,7 @@ TrainingGraph build_training_graph(Backend& backend, const UNetConfig& unet,
   if (unet.num_class_embeds) t.labels = g.persistent({1, 1, 1, count}, DType::kI32, "labels");
   t.loss_histogram = g.persistent({kLossBuckets, 1, 1, 2}, DType::kF32, "loss_histogram");
   const Objective objective = add_objective(
-      g, unet, schedule,
+      g, unet, scheduler.prediction_type, schedule,
       TrainingData{{.batch = s, .count = image_count, .flip = options.flip}, t.images, t.labels});
   add_optimizer(g, options.adam);
   // Behind the optimizer, so that it is skipped when the update is.

@@ -218,7 +218,7 @@ std::vector<float> q_sample(Backend& backend, const Shape& shape, const std::vec
                             int timesteps = 20) {
   test::Bench b(backend);
   const Out x_t = b.activation_out(shape.count());
-  b.run(backend.q_sample({shape, timesteps}, b.in(x0), b.in(t), b.in(noise),
+  b.run(backend.q_sample({shape, timesteps, backend.compute_type()}, b.in(x0), b.in(t), b.in(noise),
                          b.in(noise_table(timesteps)), x_t));
   return b.get_activation(x_t);
 }

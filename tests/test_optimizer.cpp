@@ -159,6 +159,36 @@ TEST_CASE("adam_ema: the reference on a constant gradient", "[optimizer]") {
   CHECK(ref::learning_rate({.learning_rate = 1, .warmup_steps = 4}, 4) == 1);
 }
 
+// All rates here are exact in fp32.
+TEST_CASE("adam_ema: the rate of every step", "[optimizer]") {
+  auto backend = make_cpu_backend({});
+  const auto rates = [&](const AdamDesc& d, int64_t first, int64_t last) {
+    std::vector<double> out;
+    Weights w = start(d.count);
+    for (int64_t n = first; n < last; ++n) {
+      StepState state{.step = static_cast<uint64_t>(n)};
+      const Weights before = w;
+      update(*backend, d, gradients(d.count, 1, 1), w, state);
+      CHECK((w.w == before.w) == (state.learning_rate == 0));
+      CHECK(state.learning_rate == ref::learning_rate(d, n));
+      out.push_back(double{state.learning_rate});
+    }
+    return out;
+  };
+  using Rates = std::vector<double>;
+  AdamDesc d{.count = 3, .learning_rate = 1, .steps = 8, .cooldown_steps = 4};
+  CHECK(rates(d, 0, 10) == Rates{1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0});
+  d.warmup_steps = 2;
+  CHECK(rates(d, 0, 10) == Rates{0, 0.5, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0});
+  d.warmup_steps = 8;  // both at once: the product
+  CHECK(rates(d, 2, 6) == Rates{0.25, 0.375, 0.5, 0.625 * 0.75});
+  d.warmup_steps = 0;
+  d.steps = 2;  // cooling down from the start
+  CHECK(rates(d, 0, 3) == Rates{0.5, 0.25, 0});
+  d.cooldown_steps = 0;  // none: `steps` says nothing
+  CHECK(rates(d, 0, 4) == Rates{1, 1, 1, 1});
+}
+
 namespace {
 
 // 20 updates, each with a few roundings of 6e-8; errors of m and v do not add up, those of the
@@ -167,6 +197,8 @@ void check_updates(Backend* backend, std::vector<int64_t> counts) {
   const AdamDesc plain{.learning_rate = 1e-2f, .ema_decay = 0.9};
   AdamDesc warm = plain, unclipped = plain;
   warm.warmup_steps = 12;
+  warm.steps = 23;
+  warm.cooldown_steps = 7;
   unclipped.grad_clip = 0;
   const AdamDesc other{.learning_rate = 3e-3f,
                        .warmup_steps = 5,
@@ -366,6 +398,8 @@ void check_refusals(Backend* backend) {
   CHECK_NOTHROW(make({.count = 1}));
   CHECK_THROWS_AS(make({.count = 0}), Error);
   CHECK_THROWS_AS(make({.count = 1, .warmup_steps = -1}), Error);
+  CHECK_THROWS_AS(make({.count = 1, .steps = -1}), Error);
+  CHECK_THROWS_AS(make({.count = 1, .cooldown_steps = -1}), Error);
   CHECK_THROWS_AS(make({.count = 1, .beta1 = 1}), Error);
   CHECK_THROWS_AS(make({.count = 1, .beta2 = 1}), Error);
   CHECK_THROWS_AS(make({.count = 1, .epsilon = -1}), Error);
