@@ -6,7 +6,7 @@
 #include "tests/reference/attention.h"
 #include "tests/reference/difference.h"
 #include "tests/simt/machine.h"
-#include "tests/simt/simt_backend.h"
+#include "tests/kernel_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;
@@ -138,28 +138,28 @@ TEST_CASE("attention_forward, attention_backward: many shapes and scales", "[att
   for (const float scale : {1.0f, 4.0f}) check_shapes(*backend, 1, 1024, scale);
 }
 TEST_CASE("simt.attention: many shapes, fp32", "[attention]") {
-  check_shapes(*test::make_simt_backend(DType::kF32), 1, 128, 1);
+  check_shapes(*test::make_kernel_backend(DType::kF32), 1, 128, 1);
 }
 TEST_CASE("simt.attention: many shapes, bf16", "[attention]") {
-  check_shapes(*test::make_simt_backend(DType::kBF16), 1, 128, 1);
+  check_shapes(*test::make_kernel_backend(DType::kBF16), 1, 128, 1);
 }
 TEST_CASE("simt.attention: large scale, fp32", "[attention]") {
-  check_shapes(*test::make_simt_backend(DType::kF32), 1, 128, 4);
+  check_shapes(*test::make_kernel_backend(DType::kF32), 1, 128, 4);
 }
 TEST_CASE("simt.attention: large scale, bf16", "[attention]") {
-  check_shapes(*test::make_simt_backend(DType::kBF16), 1, 128, 4);
+  check_shapes(*test::make_kernel_backend(DType::kBF16), 1, 128, 4);
 }
 TEST_CASE("simt.attention: many tokens, fp32", "[attention]") {
-  check_shapes(*test::make_simt_backend(DType::kF32), 129, 1024, 1);
+  check_shapes(*test::make_kernel_backend(DType::kF32), 129, 1024, 1);
 }
 TEST_CASE("simt.attention: many tokens, bf16", "[attention]") {
-  check_shapes(*test::make_simt_backend(DType::kBF16), 129, 1024, 1);
+  check_shapes(*test::make_kernel_backend(DType::kBF16), 129, 1024, 1);
 }
 
 // Every width that a kernel is compiled for, full and padded, with its neighbours; token counts
 // around a tile.
 TEST_CASE("simt.attention: tiles of the tensor cores, full and not", "[attention]") {
-  const auto backend = test::make_simt_backend(DType::kBF16);
+  const auto backend = test::make_kernel_backend(DType::kBF16);
   for (const AttentionDesc& d : std::initializer_list<AttentionDesc>{{1, 32, 1, 16},
                                                                      {1, 48, 1, 56},
                                                                      {1, 64, 1, 72},
@@ -176,23 +176,23 @@ TEST_CASE("simt.attention: tiles of the tensor cores, full and not", "[attention
 }
 TEST_CASE("simt.attention: wider than the tensor cores' kernels", "[attention]") {
   for (const DType type : {DType::kF32, DType::kBF16})
-    check_shape(*test::make_simt_backend(type), {1, 17, 1, 520}, 1);
+    check_shape(*test::make_kernel_backend(type), {1, 17, 1, 520}, 1);
 }
 TEST_CASE("simt.attention: 1024 tokens", "[attention]") {
-  check_shape(*test::make_simt_backend(DType::kBF16), {1, 1024, 1, 16}, 1);
+  check_shape(*test::make_kernel_backend(DType::kBF16), {1, 1024, 1, 16}, 1);
 }
 
 TEST_CASE("simt.attention: the networks' shapes, bf16", "[attention]") {
-  const auto backend = test::make_simt_backend(DType::kBF16);
+  const auto backend = test::make_kernel_backend(DType::kBF16);
   for (const AttentionDesc& d : std::initializer_list<AttentionDesc>{
            {1, 16, 1, 256}, {1, 256, 1, 256}, {1, 64, 1, 512}, {1, 64, 1, 64}})
     check_shape(*backend, d, 1);
 }
 TEST_CASE("simt.attention: the 256x256 networks' shape, bf16", "[attention]") {
-  check_shape(*test::make_simt_backend(DType::kBF16), {1, 256, 1, 512}, 1);
+  check_shape(*test::make_kernel_backend(DType::kBF16), {1, 256, 1, 512}, 1);
 }
 TEST_CASE("simt.attention: the networks' shapes, fp32", "[attention]") {
-  const auto backend = test::make_simt_backend(DType::kF32);
+  const auto backend = test::make_kernel_backend(DType::kF32);
   for (const AttentionDesc& d :
        std::initializer_list<AttentionDesc>{{1, 16, 1, 256}, {1, 64, 1, 256}, {1, 64, 1, 64}})
     check_shape(*backend, d, 1);
@@ -227,10 +227,10 @@ void check_chosen_blocks(Backend& backend, const AttentionDesc& d) {
 TEST_CASE("simt.attention: chosen blocks of the networks' shapes", "[attention]") {
   for (const DType type : {DType::kF32, DType::kBF16})
     for (const AttentionDesc& d : {AttentionDesc{2, 256, 1, 256}, {1, 256, 1, 512}})
-      check_chosen_blocks(*test::make_simt_backend(type), d);
+      check_chosen_blocks(*test::make_kernel_backend(type), d);
 }
 TEST_CASE("simt.attention: chosen blocks of many tokens and heads", "[attention]") {
-  const auto backend = test::make_simt_backend(DType::kBF16);
+  const auto backend = test::make_kernel_backend(DType::kBF16);
   for (const AttentionDesc& d : {AttentionDesc{1, 1024, 2, 64}, {1, 4096, 1, 8}})
     check_chosen_blocks(*backend, d);
 }
@@ -264,8 +264,8 @@ TEST_CASE("attention: logits of 1e4 and values of 1e4", "[attention]") {
   check_saturated(*make_cpu_backend({.threads = 2}), 0);
 }
 TEST_CASE("simt.attention: logits of 1e4 and values of 1e4", "[attention]") {
-  check_saturated(*test::make_simt_backend(DType::kF32), 0);
-  check_saturated(*test::make_simt_backend(DType::kBF16), 2 * 0x1p-9);
+  check_saturated(*test::make_kernel_backend(DType::kF32), 0);
+  check_saturated(*test::make_kernel_backend(DType::kBF16), 2 * 0x1p-9);
 }
 
 namespace {
@@ -304,7 +304,7 @@ TEST_CASE("attention: bits depend on neither batch nor threads", "[attention]") 
 TEST_CASE("simt.attention: bits depend on neither batch nor order", "[attention]") {
   for (const DType type : {DType::kF32, DType::kBF16})
     for (const AttentionDesc& d : {AttentionDesc{2, 70, 1, 40}, {3, 16, 2, 13}, {2, 16, 1, 256}})
-      check_last_image(*test::make_simt_backend(type), d);
+      check_last_image(*test::make_kernel_backend(type), d);
 }
 
 namespace {
@@ -327,7 +327,7 @@ TEST_CASE("attention: what is not finite shows in its rows", "[attention]") {
 }
 TEST_CASE("simt.attention: what is not finite shows in its rows", "[attention]") {
   for (const DType type : {DType::kF32, DType::kBF16})
-    check_not_finite(*test::make_simt_backend(type));
+    check_not_finite(*test::make_kernel_backend(type));
 }
 
 TEST_CASE("attention: wrong shapes are refused", "[attention]") {
@@ -336,7 +336,7 @@ TEST_CASE("attention: wrong shapes are refused", "[attention]") {
   CHECK_THROWS_AS(backend->attention_backward({1, 4, 1, 0}, {0}, {1}, {2}, {3}, {4}), Error);
 }
 TEST_CASE("simt.attention: wrong shapes and missing tensors are refused", "[attention]") {
-  const auto backend = test::make_simt_backend(DType::kBF16);
+  const auto backend = test::make_kernel_backend(DType::kBF16);
   CHECK_THROWS_WITH(backend->attention_forward({1, 0, 1, 8}, {0}, {1}, {2}),
                     Catch::Contains("attention_forward: 1 images of 0 tokens, 1 heads of 8"));
   CHECK_THROWS_AS(backend->attention_backward({1, 4, 1, 0}, {0}, {1}, {2}, {3}, {4}), Error);
