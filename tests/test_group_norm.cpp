@@ -437,3 +437,108 @@ TEST_CASE("group_norm: wrong shapes are refused", "[group_norm]") { check_refusa
 TEST_CASE("simt.group_norm: wrong shapes are refused", "[group_norm]") {
   check_refusals(*simt32());
 }
+
+namespace {
+
+// Inputs of a group norm: C, c2 and the resolution, in both networks; 32 groups.
+std::vector<Case> network_cases() {
+  std::vector<Case> cases;
+  const auto add = [&](int size, std::initializer_list<std::pair<int, int>> channels) {
+    for (const auto& [c, c2] : channels) cases.push_back({{1, size, size, c}, c2, 32});
+  };
+  add(32, {{128, 0}, {256, 0}, {256, 128}, {128, 128}, {512, 0}, {256, 256}, {512, 256}});
+  add(16, {{128, 0}, {256, 0}, {256, 128}, {256, 256}, {512, 0}, {512, 256}, {512, 512}});
+  add(8, {{256, 0}, {256, 256}, {512, 0}, {512, 512}});
+  add(4, {{256, 0}, {256, 256}});
+  add(64, {{128, 0}, {256, 0}, {256, 128}, {256, 256}});
+  add(128, {{128, 0}, {128, 128}, {256, 128}});
+  add(256, {{128, 0}, {128, 128}});
+  return cases;
+}
+
+// Values that repeat after a prime number, made once: the largest tensors are large.
+std::vector<bf16> repeated(int64_t count, uint64_t seed) {
+  std::vector<bf16> piece, all(static_cast<size_t>(count));
+  for (const float v : random_values(65521, seed, 1, 0.2f)) piece.push_back(to_bf16(v));
+  for (size_t i = 0; i < all.size(); i += piece.size())
+    std::copy_n(piece.begin(), std::min(piece.size(), all.size() - i),
+                all.begin() + static_cast<int64_t>(i));
+  return all;
+}
+
+float dropout_factor_at(const Dropout& d, const StepState& state, int64_t element) {
+  const RandomStream stream{.seed = state.seed,
+                            .purpose = Purpose::kDropout,
+                            .sample = 0,
+                            .step = static_cast<uint32_t>(state.step),
+                            .layer = d.layer};
+  const Philox4 words = stream.block(static_cast<uint32_t>(element / 8));
+  return dropout_bits(words, static_cast<int>(element % 8)) >= d.threshold() ? 1 / (1 - d.p) : 0;
+}
+
+}  // namespace
+
+// Some blocks of each; what they wrote, element by element.
+TEST_CASE("simt.group_norm_apply: the networks' shapes", "[group_norm]") {
+  const auto backend = test::make_simt_backend(DType::kBF16);
+  const StepState state{.seed = 3, .step = 9};
+  simt::options().max_blocks = 3;
+  for (const Case& c : network_cases()) {
+    const GroupNormDesc d = desc_of(c, true, 0.1f);
+    const int64_t count = d.shape().count();
+    const auto x = repeated(c.x.count(), 1), x2 = repeated(count - c.x.count(), 2);
+    const auto scale_shift = random_values(2 * d.c(), 3);
+    test::Bench b(*backend);
+    const In xs = b.in(x), x2s = c.c2 > 0 ? b.in(x2) : In{}, ss = b.in(scale_shift);
+    const In st = b.state(state);
+    const Out y = b.activation_out(count);
+    b.run(backend->group_norm_apply(d, xs, x2s, ss, st, y));
+    const auto got = b.get<bf16>(y);
+    int64_t written = 0, wrong = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      if (got[static_cast<size_t>(i)].bits == 0xFFFF) continue;
+      const int64_t pixel = i / d.c(), k = i % d.c();
+      const bf16 value = k < c.x.c ? x[static_cast<size_t>(pixel * c.x.c + k)]
+                                   : x2[static_cast<size_t>(pixel * c.c2 + k - c.x.c)];
+      const float* pair = scale_shift.data() + 2 * k;
+      const double z = static_cast<double>(to_float(value)) * static_cast<double>(pair[0]) +
+                       static_cast<double>(pair[1]);
+      const double expected =
+          ref::silu(z) * static_cast<double>(dropout_factor_at(d.dropout, state, i));
+      ++written;
+      // One rounding to bf16, and z's to fp32.
+      wrong += !(std::abs(to_float(got[static_cast<size_t>(i)]) - expected) <=
+                 0x1p-8 * std::abs(expected) + 5e-7);
+    }
+    INFO(to_string(c.x) << " and " << c.c2);
+    CHECK(written >= std::min<int64_t>(count, 3 * 2048));
+    CHECK(wrong == 0);
+  }
+  simt::options().max_blocks = 0;
+}
+
+namespace {
+
+// All kernels of each shape, whose height is cut where it has more than 2^16 elements: pixels are
+// only counted. In bf16.
+void check_network(bool small) {
+  const auto backend = test::make_simt_backend(DType::kBF16);
+  for (Case c : network_cases()) {
+    if ((c.x.h < 32) != small) continue;
+    c.x.h = std::max(std::min(c.x.h, 65536 / (c.x.w * (c.x.c + c.c2))), 1);
+    const Problem t(*backend, desc_of(c, true, 0.1f));
+    INFO(to_string(c.x) << " and " << c.c2);
+    const Result r = run(*backend, t, Write::kOverwrite, Write::kAccumulate);
+    CHECK(relative_error(r.y, t.truth().y) <= rounding(*backend, 1e-6, r.y.size()));
+    check_gradients(*backend, t, r, 5e-6, Write::kOverwrite, Write::kAccumulate);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("simt.group_norm: the networks' shapes from 32 x 32 up", "[group_norm]") {
+  check_network(false);
+}
+TEST_CASE("simt.group_norm: the networks' shapes below 32 x 32", "[group_norm]") {
+  check_network(true);
+}
