@@ -288,6 +288,39 @@ void check_last_image(Backend& backend, const AttentionDesc& d) {
 }
 }  // namespace
 
+namespace {
+// All logits near -2000: a key outside, whose logit would be 0, has an infinite weight if it is not
+// left out.
+void check_far_below_zero(Backend& backend, double rounding) {
+  for (const AttentionDesc& d : {AttentionDesc{1, 21, 1, 16}, {1, 70, 1, 13}}) {
+    auto qkv = random_qkv(d, 1);
+    for (size_t i = 0; i < qkv.size(); ++i) {
+      const size_t part = i / static_cast<size_t>(d.width()) % 3;
+      if (part < 2) qkv[i] += part == 0 ? 24.0f : -24.0f;
+    }
+    qkv = test::rounded(backend, qkv);
+    const auto d_o = test::rounded(backend, random_gradient(d));
+    const Result r = run(backend, d, qkv, d_o);
+    const auto truth = ref::attention(d, to_double(qkv));
+    INFO(backend.numerics() << " " << name(d));
+    // A logit's error, 1e-7 of 2000, is its weight's.
+    CHECK(relative_error(r.o, truth.o) <= rounding + 1e-3);
+    check_lse(r.lse, truth.lse, 1e-6);
+    const auto gradient = ref::attention_backward(d, to_double(qkv), to_double(d_o),
+                                                  rounding > 0 ? to_double(r.o) : ref::Vector{});
+    CHECK(relative_error(r.dqkv, gradient) <= rounding + 2e-3);
+  }
+}
+}  // namespace
+
+TEST_CASE("attention: logits far below zero", "[attention]") {
+  check_far_below_zero(*make_cpu_backend({.threads = 2}), 0);
+}
+TEST_CASE("simt.attention: logits far below zero", "[attention]") {
+  check_far_below_zero(*test::make_simt_backend(DType::kF32), 0);
+  check_far_below_zero(*test::make_simt_backend(DType::kBF16), 2 * 0x1p-9);
+}
+
 TEST_CASE("attention: bits depend on neither batch nor threads", "[attention]") {
   for (const AttentionDesc& d : {AttentionDesc{3, 300, 1, 40}, {3, 64, 2, 24}, {5, 16, 1, 8}}) {
     const auto qkv = random_qkv(d, 1), d_o = random_gradient(d);

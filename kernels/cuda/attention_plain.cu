@@ -80,7 +80,8 @@ __device__ void scores(float (&x)[4][4], const Rows<T>& a, const Rows<T>& b, int
   }
 }
 
-// sum[g][i][j] += w b over columns [first, first + kColumns) of b.
+// sum[g][i][j] += w b over columns [first, first + kColumns) of b. ws was last read before the
+// barriers of scores().
 template <typename T>
 __device__ void add_product(float (&sum)[kColumns / kTile][4][4], const float (&w)[4][4], int rows,
                             const Rows<T>& b, int first, int head_dim, const Smem<float>& ws,
@@ -215,7 +216,6 @@ __global__ void __launch_bounds__(kThreads)
       const Global<const float> unit_stats = stats + int64_t{mine.unit} * p.padded() * 2;
       weigh<S>(x, dp, unit_stats + 2 * mine.first, unit_stats + 2 * first, count, p.scale);
     }
-    block_sync();  // ws is free
     const Rows<T> from = S == Sum::kOutput  ? part(2, first, count)
                          : S == Sum::kQuery ? part(1, first, count)
                          : S == Sum::kKey   ? part(0, first, count)
