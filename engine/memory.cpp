@@ -7,7 +7,9 @@
 namespace ddpm {
 
 size_t planned_bytes(const Graph& g) {
-  size_t total = make_plan(g.tensors(), g.steps()).bytes;
+  size_t total = 0;
+  for (Phase phase : kAllPhases)
+    total = std::max(total, make_plan(g.tensors(), g.steps(phase)).bytes);
   bool shadow = false;
   for (const TensorSpec& t : g.tensors()) {
     if (t.kind == TensorKind::kPersistent) total += t.bytes;
