@@ -317,8 +317,8 @@ TEST_CASE("attention: logits far below zero", "[attention]") {
   check_far_below_zero(*make_cpu_backend({.threads = 2}), 0);
 }
 TEST_CASE("simt.attention: logits far below zero", "[attention]") {
-  check_far_below_zero(*test::make_simt_backend(DType::kF32), 0);
-  check_far_below_zero(*test::make_simt_backend(DType::kBF16), 2 * 0x1p-9);
+  check_far_below_zero(*test::make_kernel_backend(DType::kF32), 0);
+  check_far_below_zero(*test::make_kernel_backend(DType::kBF16), 2 * 0x1p-9);
 }
 
 TEST_CASE("attention: bits depend on neither batch nor threads", "[attention]") {

@@ -5,7 +5,7 @@
 #include "tests/reference/group_norm.h"
 #include "tests/reference/resample.h"
 #include "tests/simt/machine.h"
-#include "tests/simt/simt_backend.h"
+#include "tests/kernel_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;
@@ -335,8 +335,8 @@ void check_refusals(Backend& backend) {
 }
 
 const auto cpu = [](int threads = 2) { return make_cpu_backend({.threads = threads}); };
-const auto simt32 = [] { return test::make_simt_backend(DType::kF32); };
-const auto simt16 = [] { return test::make_simt_backend(DType::kBF16); };
+const auto simt32 = [] { return test::make_kernel_backend(DType::kF32); };
+const auto simt16 = [] { return test::make_kernel_backend(DType::kBF16); };
 
 }  // namespace
 
@@ -407,7 +407,7 @@ TEST_CASE("group_norm: an image's bits depend on neither batch nor threads", "[g
 TEST_CASE("simt.group_norm: an image's bits depend on neither batch nor order", "[group_norm]") {
   for (const DType type : {DType::kF32, DType::kBF16})
     for (const Case& c : {Case{{3, 16, 16, 24}, 8, 4}, Case{{4, 5, 7, 9}, 6, 5}}) {
-      const auto backend = test::make_simt_backend(type);
+      const auto backend = test::make_kernel_backend(type);
       const Problem t(*backend, desc_of(c, true, 0.1f));
       const Result all = run(*backend, t);
       simt::options().seed = 77;
@@ -480,7 +480,7 @@ float dropout_factor_at(const Dropout& d, const StepState& state, int64_t elemen
 
 // Some blocks of each; what they wrote, element by element.
 TEST_CASE("simt.group_norm_apply: the networks' shapes", "[group_norm]") {
-  const auto backend = test::make_simt_backend(DType::kBF16);
+  const auto backend = test::make_kernel_backend(DType::kBF16);
   const StepState state{.seed = 3, .step = 9};
   simt::options().max_blocks = 3;
   for (const Case& c : network_cases()) {
@@ -522,7 +522,7 @@ namespace {
 // All kernels of each shape, whose height is cut where it has more than 2^16 elements: pixels are
 // only counted. In bf16.
 void check_network(bool small) {
-  const auto backend = test::make_simt_backend(DType::kBF16);
+  const auto backend = test::make_kernel_backend(DType::kBF16);
   for (Case c : network_cases()) {
     if ((c.x.h < 32) != small) continue;
     c.x.h = std::max(std::min(c.x.h, 65536 / (c.x.w * (c.x.c + c.c2))), 1);

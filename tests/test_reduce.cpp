@@ -4,7 +4,7 @@
 #include "tests/reference/difference.h"
 #include "tests/reference/reduce.h"
 #include "tests/simt/machine.h"
-#include "tests/simt/simt_backend.h"
+#include "tests/kernel_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;
@@ -201,15 +201,15 @@ TEST_CASE("channel_stats: many shapes and tiles", "[reduce]") {
   check_stats(*make_cpu_backend({.threads = 2}), INT64_MAX);
 }
 TEST_CASE("simt.channel_stats: many shapes and tiles", "[reduce]") {
-  for (const DType type : kTypes) check_stats(*test::make_simt_backend(type), 100);
+  for (const DType type : kTypes) check_stats(*test::make_kernel_backend(type), 100);
 }
 
 TEST_CASE("channel_stats: a mean a thousand deviations from zero", "[reduce]") {
   check_stats_offset(*make_cpu_backend({.threads = 2}), 1000);
 }
 TEST_CASE("simt.channel_stats: a mean a thousand deviations from zero", "[reduce]") {
-  check_stats_offset(*test::make_simt_backend(DType::kF32), 1000);
-  check_stats_offset(*test::make_simt_backend(DType::kBF16), 30);
+  check_stats_offset(*test::make_kernel_backend(DType::kF32), 1000);
+  check_stats_offset(*test::make_kernel_backend(DType::kBF16), 30);
 }
 
 TEST_CASE("channel_stats: constants have no variance, outliers in the first pixel no effect",
@@ -218,7 +218,7 @@ TEST_CASE("channel_stats: constants have no variance, outliers in the first pixe
 }
 TEST_CASE("simt.channel_stats: constants have no variance, outliers in the first pixel no effect",
           "[reduce]") {
-  for (const DType type : kTypes) check_stats_extremes(*test::make_simt_backend(type));
+  for (const DType type : kTypes) check_stats_extremes(*test::make_kernel_backend(type));
 }
 
 TEST_CASE("channel_stats: the same bits for any number of threads", "[reduce]") {
@@ -232,7 +232,7 @@ TEST_CASE("pixel_sum: many shapes, into a column of a wider matrix", "[reduce]")
   check_pixel_sum(*make_cpu_backend({.threads = 2}));
 }
 TEST_CASE("simt.pixel_sum: many shapes, into a column of a wider matrix", "[reduce]") {
-  for (const DType type : kTypes) check_pixel_sum(*test::make_simt_backend(type));
+  for (const DType type : kTypes) check_pixel_sum(*test::make_kernel_backend(type));
 }
 
 TEST_CASE("row_sum: many shapes, both write modes, columns of a wider matrix", "[reduce]") {
@@ -240,7 +240,7 @@ TEST_CASE("row_sum: many shapes, both write modes, columns of a wider matrix", "
 }
 TEST_CASE("simt.row_sum: many shapes, both types and write modes, columns of a wider matrix",
           "[reduce]") {
-  const auto backend = test::make_simt_backend(DType::kBF16);
+  const auto backend = test::make_kernel_backend(DType::kBF16);
   for (const DType type : kTypes) check_row_sum(*backend, type);
 }
 
@@ -254,7 +254,7 @@ TEST_CASE("row_sum: the same bits for any number of threads", "[reduce]") {
     CHECK((one == sums(*make_cpu_backend({.threads = threads}), DType::kF32)));
 }
 TEST_CASE("simt.reduce: the same bits in any order of warps and blocks", "[reduce]") {
-  const auto backend = test::make_simt_backend(DType::kBF16);
+  const auto backend = test::make_kernel_backend(DType::kBF16);
   const Shape s{3, 40, 40, 24};
   const auto x = random_values(s.count(), 1, 1e4f);
   const auto all = [&](uint64_t seed) {
@@ -274,7 +274,7 @@ TEST_CASE("simt.reduce: the same bits in any order of warps and blocks", "[reduc
   CHECK((all(0) == all(77)));
 }
 TEST_CASE("simt.pixel_sum: an image's bits do not depend on the batch", "[reduce]") {
-  const auto backend = test::make_simt_backend(DType::kBF16);
+  const auto backend = test::make_kernel_backend(DType::kBF16);
   const Shape all{5, 20, 20, 24}, one{1, 20, 20, 24};
   auto x = random_values(all.count(), 1);
   const auto sums = [&](const Shape& s) {
@@ -291,7 +291,7 @@ TEST_CASE("simt.pixel_sum: an image's bits do not depend on the batch", "[reduce
 
 // Some tiles of each.
 TEST_CASE("simt.channel_stats: the networks' shapes", "[reduce]") {
-  const auto backend = test::make_simt_backend(DType::kBF16);
+  const auto backend = test::make_kernel_backend(DType::kBF16);
   simt::options().max_blocks = 6;
   for (const Shape& s : network_shapes()) {
     const StatsDesc d{s, 64};
@@ -322,7 +322,7 @@ TEST_CASE("simt.channel_stats: the networks' shapes", "[reduce]") {
 }
 
 TEST_CASE("simt.pixel_sum: the networks' shapes", "[reduce]") {
-  const auto backend = test::make_simt_backend(DType::kBF16);
+  const auto backend = test::make_kernel_backend(DType::kBF16);
   for (const Shape& s : network_shapes()) {
     if (s.pixels() > 64 * 64) continue;  // more of the same runs
     const Repeated x(s.count());
@@ -340,7 +340,7 @@ TEST_CASE("simt.pixel_sum: the networks' shapes", "[reduce]") {
 
 // Gradients of biases: of the time projections, and of attention's matrices at 16 x 16.
 TEST_CASE("simt.row_sum: the networks' shapes", "[reduce]") {
-  const auto backend = test::make_simt_backend(DType::kBF16);
+  const auto backend = test::make_kernel_backend(DType::kBF16);
   for (const auto& [rows, columns, type] :
        {std::tuple{128, 512, DType::kF32}, std::tuple{128, 256, DType::kF32},
         std::tuple{2048, 768, DType::kBF16}, std::tuple{2048, 256, DType::kBF16},
@@ -356,5 +356,5 @@ TEST_CASE("simt.row_sum: the networks' shapes", "[reduce]") {
 
 TEST_CASE("reduce: wrong shapes are refused", "[reduce]") { check_refusals(*make_cpu_backend({})); }
 TEST_CASE("simt.reduce: wrong shapes are refused", "[reduce]") {
-  check_refusals(*test::make_simt_backend(DType::kF32));
+  check_refusals(*test::make_kernel_backend(DType::kF32));
 }
