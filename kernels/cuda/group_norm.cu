@@ -323,7 +323,7 @@ __global__ void backward_merge_kernel(Norm s, Global<const float> partial,
     }
     column[thread] = sum;
     column2[thread] = centred;
-    block_sync();
+    block_sync();  // the only one: where there is a second turn, there is one row and no reading
     if (team.row == 0 && inside) {
       for (int r = 1; r < team.rows; ++r) {
         sum += column[r * team.width + team.column];
@@ -334,7 +334,6 @@ __global__ void backward_merge_kernel(Norm s, Global<const float> partial,
       dz += static_cast<double>(gamma[c]) * sum;
       product += static_cast<double>(gamma[c]) * centred;
     }
-    block_sync();
   }
   const double all = block_sum(dz, scratch), all_products = block_sum(product, scratch2);
   if (thread != 0) return;
