@@ -34,6 +34,7 @@ __device__ __forceinline__ int thread_x() { return static_cast<int>(threadIdx.x)
 // Columns [first, first + Columns) of a tile's rows, zeros where there are none.
 template <int Columns, typename T>
 __device__ void load_tile(const Smem<float>& to, const Rows<T>& from, int first, int head_dim) {
+#pragma unroll 2
   for (int i = static_cast<int>(threadIdx.x); i < kTile * Columns; i += kThreads) {
     const int row = i / Columns, column = i % Columns;
     const bool valid = row < from.count && first + column < head_dim;
@@ -68,6 +69,7 @@ __device__ void scores(float (&x)[4][4], const Rows<T>& a, const Rows<T>& b, int
     block_sync();
     const int depth = head_dim - first < kDepth ? head_dim - first : kDepth;
     if (thread_y() >= a.count || thread_x() >= b.count) continue;
+#pragma unroll 1
     for (int k = 0; k < depth; k += 4) {
       float av[4][4], bv[4][4];
 #pragma unroll
@@ -99,6 +101,7 @@ __device__ void add_product(float (&sum)[kColumns / kTile][4][4], const float (&
     load_tile<kTile>(bs, b, column, head_dim);
     block_sync();
     if (thread_y() >= rows || column + 4 * thread_x() >= head_dim) continue;
+#pragma unroll 1
     for (int k = 0; k < b.count; k += 4) {  // w is 0 behind b's last row
       float wv[4][4], bv[4][4], transposed[4][4];
 #pragma unroll
@@ -179,9 +182,9 @@ __device__ __forceinline__ void weigh(float (&x)[4][4], const float (&dp)[4][4],
     }
 }
 
-// Rows a, a2 of this block; b, b2 of the other side; what is summed is weights times `from`.
+// Two blocks share an SM but for dq, whose pointers and stats would not fit the registers.
 template <typename T, Sum S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, S == Sum::kQuery ? 1 : 2)
     attention_plain_kernel(Global<const T> qkv, Global<const T> d_o, Global<const float> stats,
                            Global<T> to, Global<float> lse, AttentionProblem p) {
   constexpr bool kOfKeys = S == Sum::kKey || S == Sum::kValue;
