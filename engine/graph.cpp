@@ -96,6 +96,12 @@ void Graph::set_requires_grad(Tensor t, bool value) {
   tensors_.at(static_cast<size_t>(t.id)).requires_grad = value && training();
 }
 
+void Graph::keep(Tensor t) {
+  TensorSpec& spec = tensors_.at(static_cast<size_t>(t.id));
+  DDPM_CHECK(spec.kind == TensorKind::kPlanned, "tensor %d is kept already", t.id);
+  spec.kind = TensorKind::kPersistent;
+}
+
 void Graph::add(Call call, Phase phase) {
   steps_[static_cast<size_t>(phase)].push_back({std::move(call), scope_});
 }

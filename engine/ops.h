@@ -94,6 +94,9 @@ Tensor silu(Graph& g, Tensor x);
 // t I32 (N) -> (N,1,1,dim); paper section 4, Vaswani et al. 2017.
 Tensor time_embedding(Graph& g, Tensor t, const TimeEmbeddingDesc&);
 
+// y (n,1,1,C) = table[state.step] for all n images; table (rows,1,1,C). Sampling only.
+Tensor step_row(Graph& g, Tensor table, int n);
+
 // y = x + table[index]: adds a learned row to x (N,1,1,dim), in place.
 Tensor add_embedding(Graph& g, Tensor x, Tensor index, int rows, const std::string& name);
 

@@ -11,8 +11,12 @@ namespace ddpm {
 
 // Of update n, 0 for the first.
 constexpr double learning_rate(const AdamDesc& d, double n) {
-  const double full = d.learning_rate;
-  return d.warmup_steps > 0 ? full * std::min(n / static_cast<double>(d.warmup_steps), 1.0) : full;
+  double rate = d.learning_rate;
+  if (d.warmup_steps > 0) rate *= std::min(n / static_cast<double>(d.warmup_steps), 1.0);
+  if (d.cooldown_steps > 0)
+    rate *= std::clamp((static_cast<double>(d.steps) - n) / static_cast<double>(d.cooldown_steps),
+                       0.0, 1.0);
+  return rate;
 }
 
 struct AdamFactors {

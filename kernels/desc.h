@@ -137,6 +137,7 @@ struct GatherDesc {
 struct NoiseDesc {
   Shape x;
   int timesteps = 0;
+  DType out = DType::kF32;  // of x_t
 };
 
 // A training batch and its noising at once.
@@ -157,11 +158,14 @@ struct SamplerRow {
 };
 
 // torch.optim.Adam with eps after the bias correction, one clip of the gradient's norm as
-// clip_grad_norm_, linear warm-up, then EMA of the updated weights.
+// clip_grad_norm_, linear warm-up and cool-down, then EMA of the updated weights.
 struct AdamDesc {
   int64_t count = 0;
-  float learning_rate = 2e-4f;  // lr(n) = learning_rate * min(n / warmup_steps, 1), n = 0 first
-  int64_t warmup_steps = 0;     // 0 = none
+  // lr(n) = learning_rate * min(n / warmup_steps, 1) * min((steps - n) / cooldown_steps, 1) for
+  // n = 0 .. steps - 1, then 0.
+  float learning_rate = 2e-4f;
+  int64_t warmup_steps = 0;               // 0 = none
+  int64_t steps = 0, cooldown_steps = 0;  // 0 cooldown_steps = none; `steps` is then not read
   // In double: 1 - 0.9999f is off by 2e-4 of itself.
   double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
   float grad_clip = 1;  // 0 = none

@@ -79,4 +79,11 @@ std::vector<float> Schedule::noise_table() const {
   return table;
 }
 
+std::vector<float> Schedule::velocity_table() const {
+  std::vector<float> table;
+  for (size_t t = 0; t < ab.size(); ++t)
+    table.insert(table.end(), {static_cast<float>(-sqrt_1mab[t]), static_cast<float>(sqrt_ab[t])});
+  return table;
+}
+
 }  // namespace ddpm

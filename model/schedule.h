@@ -18,6 +18,8 @@ class Schedule {
   double alpha_bar(int t) const { return t < 0 ? 1.0 : ab[static_cast<size_t>(t)]; }
   // (T, 2): sqrt_ab and sqrt_1mab of q(x_t | x_0) for the kernels, rounded once.
   std::vector<float> noise_table() const;
+  // (T, 2): -sqrt_1mab and sqrt_ab, of v = sqrt_ab noise - sqrt_1mab x0.
+  std::vector<float> velocity_table() const;
 
   std::vector<double> beta;
   std::vector<double> ab, abp;  // alpha-bar of t and of t - 1

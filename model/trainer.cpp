@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/memory.h"
 #include "engine/optimizer.h"
 #include "model/objective.h"
 
@@ -21,7 +22,7 @@ TrainingGraph build_training_graph(Backend& backend, const UNetConfig& unet,
   if (unet.num_class_embeds) t.labels = g.persistent({1, 1, 1, count}, DType::kI32, "labels");
   t.loss_histogram = g.persistent({kLossBuckets, 1, 1, 2}, DType::kF32, "loss_histogram");
   const Objective objective = add_objective(
-      g, unet, schedule,
+      g, unet, scheduler.prediction_type, schedule,
       TrainingData{{.batch = s, .count = image_count, .flip = options.flip}, t.images, t.labels});
   add_optimizer(g, options.adam);
   // Behind the optimizer, so that it is skipped when the update is.
@@ -34,6 +35,9 @@ Trainer::Trainer(Backend& backend, const UNetConfig& unet, const SchedulerConfig
                  const TrainerOptions& options, Dataset data) {
   TrainingGraph t = build_training_graph(backend, unet, scheduler, options, data.count);
   if (options.activate_zero_layers) t.graph.params().activate_zero_layers();
+  require_memory(t.graph,
+                 kArenas * sizeof(float) * static_cast<size_t>(t.graph.params().arena_size()),
+                 options.batch_size);
   store_ = std::make_unique<ParamStore>(
       backend, t.graph.params(),
       std::vector<Arena>{Arena::kWeights, Arena::kGradients, Arena::kM, Arena::kV, Arena::kEma});

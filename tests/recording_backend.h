@@ -19,6 +19,7 @@ class RecordingBackend final : public Backend {
     bool fused_convolution = true;
     bool fused_objective = true;  // noisy_batch and noise_loss
     DType compute_type = DType::kF32;
+    size_t available_bytes = size_t{1} << 50;
   };
   struct Event {
     std::string what;                   // an op, or "allocate", "upload", "download", "fill"
@@ -40,11 +41,14 @@ class RecordingBackend final : public Backend {
     note("allocate");
     return std::make_unique<SealedMemory>(bytes);
   }
+  size_t available_bytes() const override { return options_.available_bytes; }
   void upload(void* to, const void*, size_t) override { note("upload", {to}); }
   void download(void*, const void* from, size_t) override { note("download", {from}); }
   void fill(void* to, uint8_t, size_t) override { note("fill", {to}); }
   void discard(void* at, size_t) override { note("discard", {at}); }
   void synchronize() override { note("synchronize"); }
+  void* stream() const override { return nullptr; }
+  std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override { return 0; }
   Call conv_pack(const ConvDesc&, ConvPass, In, Out) override {
@@ -123,6 +127,9 @@ class RecordingBackend final : public Backend {
   }
   Call time_embedding(const TimeEmbeddingDesc&, In t, Out y) override {
     return call("time_embedding", {t}, {y});
+  }
+  Call step_row(int, int, int, In table, In state, Out y) override {
+    return call("step_row", {table, state}, {y});
   }
   Call gather_images(const GatherDesc&, In images, In labels, In state, Out x0,
                      Out batch_labels) override {

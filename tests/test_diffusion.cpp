@@ -10,7 +10,7 @@
 #include "tests/reference/diffusion.h"
 #include "tests/reference/random.h"
 #include "tests/simt/machine.h"
-#include "tests/simt/simt_backend.h"
+#include "tests/kernel_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;
@@ -79,7 +79,7 @@ const std::vector<SamplerRow> kRows = {
 // Every CUDA compute type on the host.
 template <typename F>
 void for_simt(F check) {
-  for (DType type : {DType::kF32, DType::kBF16}) check(*test::make_simt_backend(type));
+  for (DType type : {DType::kF32, DType::kBF16}) check(*test::make_kernel_backend(type));
 }
 
 // Of one activation, relative: half of a last place, of which bf16 has eight.
@@ -181,7 +181,7 @@ TEST_CASE("gather_images: each image once per epoch, flipped half the time", "[d
   check_epochs(make_cpu_backend({.threads = 2}).get());
 }
 TEST_CASE("simt.gather_images: each image once per epoch, flipped half the time", "[diffusion]") {
-  check_epochs(test::make_simt_backend(DType::kF32).get());
+  check_epochs(test::make_kernel_backend(DType::kF32).get());
 }
 
 namespace {
@@ -197,7 +197,7 @@ void check_gather_refusals(Backend* backend) {
 
 TEST_CASE("gather_images: refuses bad arguments", "[diffusion]") {
   check_gather_refusals(make_cpu_backend({}).get());
-  check_gather_refusals(test::make_simt_backend(DType::kF32).get());
+  check_gather_refusals(test::make_kernel_backend(DType::kF32).get());
 }
 
 namespace {
@@ -218,7 +218,7 @@ std::vector<float> q_sample(Backend& backend, const Shape& shape, const std::vec
                             int timesteps = 20) {
   test::Bench b(backend);
   const Out x_t = b.activation_out(shape.count());
-  b.run(backend.q_sample({shape, timesteps}, b.in(x0), b.in(t), b.in(noise),
+  b.run(backend.q_sample({shape, timesteps, backend.compute_type()}, b.in(x0), b.in(t), b.in(noise),
                          b.in(noise_table(timesteps)), x_t));
   return b.get_activation(x_t);
 }
@@ -248,7 +248,7 @@ TEST_CASE("simt.q_sample: agrees with the reference", "[diffusion]") { for_simt(
 TEST_CASE("q_sample: the same bits from any number of threads, and from CUDA's kernel",
           "[diffusion]") {
   auto one = make_cpu_backend({.threads = 1}), three = make_cpu_backend({.threads = 3});
-  auto simt = test::make_simt_backend(DType::kF32);
+  auto simt = test::make_kernel_backend(DType::kF32);
   for (const Shape& shape : {Shape{3, 31, 29, 3}, Shape{2, 96, 96, 3}, Shape{5, 1, 1, 4099}}) {
     const auto x0 = test::random_values(shape.count(), 1),
                noise = test::random_values(shape.count(), 2, 3);
@@ -425,7 +425,7 @@ TEST_CASE("sampler_timestep: tells every image the row's t", "[diffusion]") {
   check_row_timestep(make_cpu_backend({}).get());
 }
 TEST_CASE("simt.sampler_timestep: tells every image the row's t", "[diffusion]") {
-  check_row_timestep(test::make_simt_backend(DType::kF32).get());
+  check_row_timestep(test::make_kernel_backend(DType::kF32).get());
 }
 TEST_CASE("sampler_update: agrees with the reference", "[diffusion]") {
   check_sampler_update(*make_cpu_backend({}));
@@ -590,5 +590,5 @@ TEST_CASE("image_to_uint8: agrees with the reference", "[diffusion]") {
   check_uint8(make_cpu_backend({}).get());
 }
 TEST_CASE("simt.image_to_uint8: agrees with the reference", "[diffusion]") {
-  check_uint8(test::make_simt_backend(DType::kF32).get());
+  check_uint8(test::make_kernel_backend(DType::kF32).get());
 }

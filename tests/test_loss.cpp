@@ -7,7 +7,7 @@
 
 #include "tests/reference/loss.h"
 #include "tests/simt/machine.h"
-#include "tests/simt/simt_backend.h"
+#include "tests/kernel_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;
@@ -35,7 +35,7 @@ LossRun run_loss(Backend& backend, const Shape& shape, const std::vector<float>&
 // Every CUDA compute type on the host.
 template <typename F>
 void for_simt(F check) {
-  for (DType type : {DType::kF32, DType::kBF16}) check(*test::make_simt_backend(type));
+  for (DType type : {DType::kF32, DType::kBF16}) check(*test::make_kernel_backend(type));
 }
 
 // Around the chunk of 4096 elements within an image, and around vectors.
@@ -232,5 +232,5 @@ TEST_CASE("loss_histogram: sums and counts, and nothing while a flag is set", "[
   check_histogram(make_cpu_backend({}).get());
 }
 TEST_CASE("simt.loss_histogram: sums and counts, and nothing while a flag is set", "[loss]") {
-  check_histogram(test::make_simt_backend(DType::kF32).get());
+  check_histogram(test::make_kernel_backend(DType::kF32).get());
 }

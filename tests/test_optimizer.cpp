@@ -7,7 +7,7 @@
 
 #include "tests/reference/optimizer.h"
 #include "tests/simt/machine.h"
-#include "tests/simt/simt_backend.h"
+#include "tests/kernel_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;
@@ -95,7 +95,7 @@ TEST_CASE("grad_norm: agrees with the reference", "[optimizer]") {
   check_norm(make_cpu_backend({}).get());
 }
 TEST_CASE("simt.grad_norm: agrees with the reference", "[optimizer]") {
-  check_norm(test::make_simt_backend(DType::kF32).get());
+  check_norm(test::make_kernel_backend(DType::kF32).get());
 }
 
 TEST_CASE("grad_norm: does not depend on threads", "[optimizer]") {
@@ -134,7 +134,7 @@ TEST_CASE("grad_norm: reports what is not finite", "[optimizer]") {
   check_norm_not_finite(make_cpu_backend({}).get());
 }
 TEST_CASE("simt.grad_norm: reports what is not finite", "[optimizer]") {
-  check_norm_not_finite(test::make_simt_backend(DType::kF32).get());
+  check_norm_not_finite(test::make_kernel_backend(DType::kF32).get());
 }
 
 // A constant gradient g moves every weight by rate * g / (|g| + epsilon), whatever the betas; the
@@ -159,6 +159,36 @@ TEST_CASE("adam_ema: the reference on a constant gradient", "[optimizer]") {
   CHECK(ref::learning_rate({.learning_rate = 1, .warmup_steps = 4}, 4) == 1);
 }
 
+// All rates here are exact in fp32.
+TEST_CASE("adam_ema: the rate of every step", "[optimizer]") {
+  auto backend = make_cpu_backend({});
+  const auto rates = [&](const AdamDesc& d, int64_t first, int64_t last) {
+    std::vector<double> out;
+    Weights w = start(d.count);
+    for (int64_t n = first; n < last; ++n) {
+      StepState state{.step = static_cast<uint64_t>(n)};
+      const Weights before = w;
+      update(*backend, d, gradients(d.count, 1, 1), w, state);
+      CHECK((w.w == before.w) == (state.learning_rate == 0));
+      CHECK(state.learning_rate == ref::learning_rate(d, n));
+      out.push_back(double{state.learning_rate});
+    }
+    return out;
+  };
+  using Rates = std::vector<double>;
+  AdamDesc d{.count = 3, .learning_rate = 1, .steps = 8, .cooldown_steps = 4};
+  CHECK(rates(d, 0, 10) == Rates{1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0});
+  d.warmup_steps = 2;
+  CHECK(rates(d, 0, 10) == Rates{0, 0.5, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0});
+  d.warmup_steps = 8;  // both at once: the product
+  CHECK(rates(d, 2, 6) == Rates{0.25, 0.375, 0.5, 0.625 * 0.75});
+  d.warmup_steps = 0;
+  d.steps = 2;  // cooling down from the start
+  CHECK(rates(d, 0, 3) == Rates{0.5, 0.25, 0});
+  d.cooldown_steps = 0;  // none: `steps` says nothing
+  CHECK(rates(d, 0, 4) == Rates{1, 1, 1, 1});
+}
+
 namespace {
 
 // 20 updates, each with a few roundings of 6e-8; errors of m and v do not add up, those of the
@@ -167,6 +197,8 @@ void check_updates(Backend* backend, std::vector<int64_t> counts) {
   const AdamDesc plain{.learning_rate = 1e-2f, .ema_decay = 0.9};
   AdamDesc warm = plain, unclipped = plain;
   warm.warmup_steps = 12;
+  warm.steps = 23;
+  warm.cooldown_steps = 7;
   unclipped.grad_clip = 0;
   const AdamDesc other{.learning_rate = 3e-3f,
                        .warmup_steps = 5,
@@ -270,18 +302,18 @@ TEST_CASE("adam_ema: late in a run", "[optimizer]") {
   check_late_update(make_cpu_backend({}).get());
 }
 TEST_CASE("simt.adam_ema: twenty updates agree with the reference", "[optimizer]") {
-  check_updates(test::make_simt_backend(DType::kF32).get(), {2051});
-  check_updates(test::make_simt_backend(DType::kBF16).get(), {4096});
+  check_updates(test::make_kernel_backend(DType::kF32).get(), {2051});
+  check_updates(test::make_kernel_backend(DType::kBF16).get(), {4096});
 }
 TEST_CASE("simt.adam_ema: the first and a late update", "[optimizer]") {
   for (DType type : {DType::kF32, DType::kBF16}) {
-    check_first_update(test::make_simt_backend(type).get());
-    check_late_update(test::make_simt_backend(type).get());
+    check_first_update(test::make_kernel_backend(type).get());
+    check_late_update(test::make_kernel_backend(type).get());
   }
 }
 TEST_CASE("simt.adam_ema: does not depend on the order of blocks", "[optimizer]") {
   for (DType type : {DType::kF32, DType::kBF16}) {
-    const auto backend = test::make_simt_backend(type);
+    const auto backend = test::make_kernel_backend(type);
     Weights a = start(50021), b = a;
     StepState sa, sb;
     update(*backend, {.count = 50021}, gradients(50021, 0, 1), a, sa);
@@ -297,7 +329,7 @@ TEST_CASE("simt.adam_ema: does not depend on the order of blocks", "[optimizer]"
 TEST_CASE("simt.adam_ema: the networks' sizes", "[optimizer]") {
   simt::options().max_blocks = 20;
   constexpr int64_t kCount = 1000000;
-  const auto backend = test::make_simt_backend(DType::kBF16);
+  const auto backend = test::make_kernel_backend(DType::kBF16);
   const AdamDesc d{.count = kCount, .learning_rate = 1e-2f, .grad_clip = 0};
   const std::vector<float> g(kCount, 0.5f), nothing(kCount, kNaN), zero(kCount, 0.0f);
   test::Bench b(*backend);
@@ -366,6 +398,8 @@ void check_refusals(Backend* backend) {
   CHECK_NOTHROW(make({.count = 1}));
   CHECK_THROWS_AS(make({.count = 0}), Error);
   CHECK_THROWS_AS(make({.count = 1, .warmup_steps = -1}), Error);
+  CHECK_THROWS_AS(make({.count = 1, .steps = -1}), Error);
+  CHECK_THROWS_AS(make({.count = 1, .cooldown_steps = -1}), Error);
   CHECK_THROWS_AS(make({.count = 1, .beta1 = 1}), Error);
   CHECK_THROWS_AS(make({.count = 1, .beta2 = 1}), Error);
   CHECK_THROWS_AS(make({.count = 1, .epsilon = -1}), Error);
@@ -409,17 +443,17 @@ TEST_CASE("adam_ema: a flag skips the update and the step", "[optimizer]") {
   check_flag(make_cpu_backend({}).get());
 }
 TEST_CASE("simt.adam_ema: a flag skips the update and the step", "[optimizer]") {
-  for (DType type : {DType::kF32, DType::kBF16}) check_flag(test::make_simt_backend(type).get());
+  for (DType type : {DType::kF32, DType::kBF16}) check_flag(test::make_kernel_backend(type).get());
 }
 TEST_CASE("adam_ema: refuses bad arguments", "[optimizer]") {
   check_refusals(make_cpu_backend({}).get());
-  check_refusals(test::make_simt_backend(DType::kF32).get());
-  const auto narrow = test::make_simt_backend(DType::kBF16);  // which needs a shadow
+  check_refusals(test::make_kernel_backend(DType::kF32).get());
+  const auto narrow = test::make_kernel_backend(DType::kBF16);  // which needs a shadow
   CHECK_THROWS_AS(narrow->adam_ema({.count = 1}, {0}, {1}, {2}, {3}, {4}, {}, {5}), Error);
 }
 TEST_CASE("advance_state: counts a good step and leaves the rest", "[optimizer]") {
   check_advance(make_cpu_backend({}).get());
 }
 TEST_CASE("simt.advance_state: counts a good step and leaves the rest", "[optimizer]") {
-  check_advance(test::make_simt_backend(DType::kF32).get());
+  check_advance(test::make_kernel_backend(DType::kF32).get());
 }

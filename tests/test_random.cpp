@@ -7,7 +7,7 @@
 
 #include "tests/reference/random.h"
 #include "tests/simt/machine.h"
-#include "tests/simt/simt_backend.h"
+#include "tests/kernel_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;
@@ -72,7 +72,7 @@ TEST_CASE("draw_noise: agrees with the reference", "[random]") {
   check_noise(*make_cpu_backend({}));
 }
 TEST_CASE("simt.draw_noise: agrees with the reference", "[random]") {
-  check_noise(*test::make_simt_backend(DType::kF32));
+  check_noise(*test::make_kernel_backend(DType::kF32));
 }
 
 namespace {
@@ -103,8 +103,8 @@ TEST_CASE("draw_noise: does not depend on threads, slot or shape", "[random]") {
   check_slots(*three, *make_cpu_backend({.threads = 1}));
 }
 TEST_CASE("simt.draw_noise: does not depend on the compute type, slot or shape", "[random]") {
-  auto backend = test::make_simt_backend(DType::kF32);
-  check_slots(*backend, *test::make_simt_backend(DType::kBF16));
+  auto backend = test::make_kernel_backend(DType::kF32);
+  check_slots(*backend, *test::make_kernel_backend(DType::kBF16));
   const auto once = noise(*backend, {3, 31, 17, 5}, Purpose::kNoise, kState);
   simt::options().seed = 5;
   CHECK(noise(*backend, {3, 31, 17, 5}, Purpose::kNoise, kState) == once);
@@ -112,7 +112,7 @@ TEST_CASE("simt.draw_noise: does not depend on the compute type, slot or shape",
 }
 
 TEST_CASE("simt.draw_noise: the networks' shapes", "[random]") {
-  auto backend = test::make_simt_backend(DType::kBF16);
+  auto backend = test::make_kernel_backend(DType::kBF16);
   simt::options().max_blocks = 12;
   for (const Shape& shape :
        {Shape{1, 32, 32, 3}, Shape{128, 32, 32, 3}, Shape{1, 256, 256, 3}, Shape{4, 256, 256, 3}}) {
@@ -169,7 +169,7 @@ void check_normal(Backend& backend) {
 
 TEST_CASE("draw_noise: is normal", "[random]") { check_normal(*make_cpu_backend({})); }
 TEST_CASE("simt.draw_noise: is normal", "[random]") {
-  check_normal(*test::make_simt_backend(DType::kF32));
+  check_normal(*test::make_kernel_backend(DType::kF32));
 }
 
 namespace {
@@ -199,12 +199,12 @@ TEST_CASE("draw_noise: seed, step, image and purpose matter", "[random]") {
   check_addresses(make_cpu_backend({}).get());
 }
 TEST_CASE("simt.draw_noise: seed, step, image and purpose matter", "[random]") {
-  check_addresses(test::make_simt_backend(DType::kF32).get());
+  check_addresses(test::make_kernel_backend(DType::kF32).get());
 }
 
 TEST_CASE("draw_noise: refuses what it cannot draw", "[random]") {
   for (auto make : {+[] { return make_cpu_backend({}); },
-                    +[] { return test::make_simt_backend(DType::kF32); }}) {
+                    +[] { return test::make_kernel_backend(DType::kF32); }}) {
     auto backend = make();
     CHECK_THROWS_AS(backend->draw_noise({1, 2, 2, 3}, Purpose::kDropout, {0}, {1}), Error);
     CHECK_THROWS_AS(backend->draw_noise({1, 0, 2, 3}, Purpose::kNoise, {0}, {1}), Error);
@@ -244,5 +244,5 @@ TEST_CASE("draw_timesteps: agrees with the streams", "[random]") {
   check_timesteps(make_cpu_backend({}).get());
 }
 TEST_CASE("simt.draw_timesteps: agrees with the streams", "[random]") {
-  check_timesteps(test::make_simt_backend(DType::kF32).get());
+  check_timesteps(test::make_kernel_backend(DType::kF32).get());
 }

@@ -199,3 +199,29 @@ TEST_CASE("trainer: every image once per epoch", "[trainer]") {
     CHECK(std::all_of(seen.begin(), seen.end(), [](int count) { return count == 1; }));
   }
 }
+
+TEST_CASE("trainer: too little memory says what is needed, what is free and what would fit",
+          "[trainer]") {
+  TrainerOptions o = small_options();
+  o.batch_size = 64;
+  const auto make_with = [&](size_t budget) {
+    auto backend = make_cpu_backend({.memory_budget = budget});
+    Trainer(*backend, small_unet(), SchedulerConfig{}, o, make_shapes(70, {1, 8, 8, 3}));
+  };
+  CHECK_NOTHROW(make_with(size_t{64} << 20));
+  try {
+    make_with(size_t{6} << 20);
+    FAIL("it fitted");
+  } catch (const Error& e) {
+    CHECK(e.status() == Status::kMemory);
+    const std::string text = e.what();
+    INFO(text);
+    const size_t at = text.find("--batch-size ");
+    REQUIRE(at != std::string::npos);
+    o.batch_size = std::stoi(text.substr(at + 13));
+    CHECK(o.batch_size < 64);
+    CHECK(o.batch_size > 0);
+    CHECK_NOTHROW(make_with(size_t{6} << 20));  // the advice holds
+  }
+  CHECK_THROWS_WITH(make_with(size_t{1} << 20), Catch::Contains("no batch fits"));
+}

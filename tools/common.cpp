@@ -29,8 +29,9 @@ std::unique_ptr<Backend> open_backend(const DeviceOptions& o) {
   options.precision = parse_precision(o.precision);
   options.threads = o.threads;
   options.batch_invariant = o.batch_invariant;
-  if (o.device == "auto" || o.device == "cpu") return make_cpu_backend(options);
-  if (o.device == "cuda") return make_cuda_backend(options, 0);
+  if (o.device == "cpu" || (o.device == "auto" && !cuda_device_found()))
+    return make_cpu_backend(options);
+  if (o.device == "cuda" || o.device == "auto") return make_cuda_backend(options, 0);
   if (o.device.starts_with("cuda:")) {
     const std::string index = o.device.substr(5);
     if (!index.empty() && index.size() < 4 &&

@@ -16,18 +16,25 @@ group() {  # group NAME COMMAND...: runs it and says how long it took
 
 check_format() {
   if command -v clang-format >/dev/null; then
-    git ls-files '*.h' '*.cpp' | xargs clang-format --dry-run --Werror
+    git ls-files '*.h' '*.cpp' '*.cu' | xargs clang-format --dry-run --Werror
   fi
 }
 
 # Without warnings as errors: under sanitizers GCC 12 warns of values that are set.
 build_sanitized() {
-  DDPM_BUILD_DIR=$build/sanitized tools/build.sh -DDDPM_WERROR=OFF -DDDPM_TESTS=ON \
+  DDPM_BUILD_DIR=$build/sanitized tools/build.sh -DDDPM_WERROR=OFF -DDDPM_TESTS=ON -DDDPM_CUDA=OFF \
     -DDDPM_SANITIZE=address,undefined "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -g1"
 }
 
+check_ptxas() {
+  if command -v nvcc >/dev/null; then tools/check_ptxas.sh; fi
+}
+
 group "format" check_format
-group "build" tools/build.sh -DDDPM_WERROR=ON -DDDPM_TESTS=ON
+group "build" tools/build.sh -DDDPM_WERROR=ON -DDDPM_TESTS=ON \
+  "-DCMAKE_CUDA_ARCHITECTURES=80-real;90a-real"
+group "resources of the CUDA kernels" check_ptxas
+group "coverage of the CUDA kernels on the host" "$build/ddpm_tests" --simt-coverage
 group "build with sanitizers" build_sanitized
 group "tests with sanitizers" env UBSAN_OPTIONS=print_stacktrace=1 \
   ctest --test-dir "$build/sanitized" --output-on-failure

@@ -42,6 +42,8 @@ AdamDesc adam_desc(const TrainConfig& t) {
   AdamDesc d;
   d.learning_rate = static_cast<float>(t.learning_rate);
   d.warmup_steps = t.warmup_steps;
+  d.steps = t.steps;
+  d.cooldown_steps = t.cooldown_steps;
   d.grad_clip = static_cast<float>(t.grad_clip);
   d.ema_decay = t.ema_decay;
   return d;

@@ -20,14 +20,17 @@ Tensor linear(Graph& g, const View& x, const std::string& name,
   const Tensor b = g.parameter("bias", {1, 1, 1, k}, 1, biases);
   // Products of fp32 tensors (the time embedding's) stay fp32.
   const DType type = g.info(x.value).dtype;
-  const Tensor read = type == DType::kF32 ? w : g.compute_weight(w);
+  const auto read = [type](Graph& g, Tensor t) {
+    return type == DType::kF32 ? t : g.compute_weight(t);
+  };
   const Tensor y = g.tensor({in.n, in.h, in.w, k}, type);
   g.count_macs(int64_t{rows} * k * in.c);
   g.set_requires_grad(y, true);
   GemmDesc forward{.m = rows, .n = k, .k = in.c, .transpose_b = true, .bias = true};
   forward.in = forward.out = type;
   forward.residual = static_cast<bool>(o.residual);
-  g.add(g.backend().gemm(forward, materialize(g, x), read, b, o.residual, y, Write::kOverwrite));
+  g.add(g.backend().gemm(forward, materialize(g, x), read(g, w), read(g, b), o.residual, y,
+                         Write::kOverwrite));
 
   g.on_backward([=, residual = o.residual](Graph& g) {
     const Tensor dy = g.grad(y);
@@ -38,7 +41,7 @@ Tensor linear(Graph& g, const View& x, const std::string& name,
     if (g.requires_grad(x.value)) {
       const GradOut dx = g.grad_out(x.value);
       const GemmDesc dgrad{.m = rows, .n = in.c, .k = k, .in = type, .out = type};
-      g.add(g.backend().gemm(dgrad, dy, read, {}, {}, dx.tensor, dx.write));
+      g.add(g.backend().gemm(dgrad, dy, read(g, w), {}, {}, dx.tensor, dx.write));
     }
     if (residual) g.pass_grad(y, residual);
   });

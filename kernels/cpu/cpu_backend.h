@@ -19,11 +19,14 @@ class CpuBackend final : public Backend {
   DType compute_type() const override { return DType::kF32; }
 
   std::unique_ptr<Memory> allocate(size_t bytes) override;
+  size_t available_bytes() const override;
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void fill(void* device, uint8_t byte, size_t bytes) override;
   void discard(void* device, size_t bytes) override;
   void synchronize() override {}
+  void* stream() const override { return nullptr; }
+  std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override;
   Call conv_pack(const ConvDesc&, ConvPass, In filter, Out packed) override;
@@ -61,6 +64,7 @@ class CpuBackend final : public Backend {
   Call embedding(int n, int rows, int dim, In table, In index, Out y, Write) override;
   Call embedding_backward(int n, int rows, int dim, In index, In dy, Out dtable, Write) override;
   Call time_embedding(const TimeEmbeddingDesc&, In t, Out y) override;
+  Call step_row(int n, int rows, int dim, In table, In state, Out y) override;
 
   Call gather_images(const GatherDesc&, In images, In labels, In state, Out x0,
                      Out batch_labels) override;
@@ -87,6 +91,7 @@ class CpuBackend final : public Backend {
  private:
   BackendOptions options_;
   int threads_;
+  std::shared_ptr<MemoryBudget> budget_;
   std::unique_ptr<OneDnn> dnn_;
 };
 

@@ -152,8 +152,9 @@ Call CpuBackend::gather_images(const GatherDesc& d, In images, In labels, In sta
 }
 
 Call CpuBackend::q_sample(const NoiseDesc& d, In x0, In t, In noise, In table, Out x_t) {
-  DDPM_CHECK(d.x.positive() && d.timesteps > 0, "q_sample: shape %s, %d timesteps",
-             to_string(d.x).c_str(), d.timesteps);
+  DDPM_CHECK(d.x.positive() && d.timesteps > 0 && d.out == DType::kF32,
+             "q_sample: shape %s, %d timesteps, to %s", to_string(d.x).c_str(), d.timesteps,
+             name_of(d.out));
   return {"q_sample", {x0, t, noise, table}, {x_t}, 0, [=, threads = threads_](const Run& r) {
             const int32_t* steps = r.in<int32_t>(t);
             for (int i = 0; i < d.x.n; ++i)

@@ -41,6 +41,7 @@ class CudaBackend : public Backend {
   Call embedding(int n, int rows, int dim, In table, In index, Out y, Write) override;
   Call embedding_backward(int n, int rows, int dim, In index, In dy, Out dtable, Write) override;
   Call time_embedding(const TimeEmbeddingDesc&, In t, Out y) override;
+  Call step_row(int n, int rows, int dim, In table, In state, Out y) override;
 
   Call gather_images(const GatherDesc&, In images, In labels, In state, Out x0,
                      Out batch_labels) override;

@@ -283,7 +283,7 @@ Call CudaBackend::q_sample(const NoiseDesc& d, In x0, In t, In noise, In table, 
              d.timesteps);
   const int parts = image_parts(d.x, kBlock);
   const LaunchShape grid{.grid_x = static_cast<unsigned>(d.x.n * parts), .block = kBlock};
-  return dispatch(type_, [&]<typename T>(T) -> Call {
+  return dispatch(d.out, [&]<typename T>(T) -> Call {
     return {"q_sample", {x0, t, noise, table}, {x_t}, 0, [=](const Run& r) {
               launch<q_sample_kernel<T>>(grid, r.stream, image_size(d.x), parts, d.timesteps,
                                          r.in<float>(x0), r.in<int32_t>(t), r.in<float>(noise),

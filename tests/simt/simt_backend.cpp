@@ -81,6 +81,7 @@ class SimtBackend final : public cuda::CudaBackend {
   std::unique_ptr<Memory> allocate(size_t bytes) override {
     return std::make_unique<SimtMemory>(bytes);
   }
+  size_t available_bytes() const override { return size_t{1} << 40; }
   void upload(void* device, const void* host, size_t bytes) override {
     std::memcpy(device, host, bytes);
   }
@@ -90,6 +91,8 @@ class SimtBackend final : public cuda::CudaBackend {
   void fill(void* device, uint8_t byte, size_t bytes) override { std::memset(device, byte, bytes); }
   void discard(void*, size_t) override {}
   void synchronize() override {}
+  void* stream() const override { return nullptr; }
+  std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override { return 0; }
   Call conv_pack(const ConvDesc&, ConvPass, In, Out) override {
@@ -136,7 +139,7 @@ class SimtBackend final : public cuda::CudaBackend {
               const auto x = load(r.in<void>(a), n * g.m * g.k, g.in);
               const auto w = load(r.in<void>(b), n * g.k * g.n, g.in);
               ref::Vector add, more;
-              if (g.bias) add = load(r.in<void>(bias), g.n, DType::kF32);
+              if (g.bias) add = load(r.in<void>(bias), g.n, g.out);
               if (g.residual) more = load(r.in<void>(residual), n * g.m * g.n, g.out);
               store(ref::gemm(g, x, w, add, more), r.out<void>(c), g.out, write);
             }};

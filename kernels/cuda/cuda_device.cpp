@@ -1,0 +1,218 @@
+#include "kernels/cuda/cuda_device.h"
+
+#include "kernels/cuda/check.h"
+
+namespace ddpm {
+namespace cuda {
+namespace {
+
+// Devices that a driver shows; `why` says what is wrong where there is none.
+int count_devices(std::string& why) {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) {
+    why = cudaGetErrorString(status);
+    return 0;
+  }
+  if (count == 0) why = "the driver shows none";
+  return count;
+}
+
+DType type_for(Precision p) {
+  return p == Precision::kAuto || p == Precision::kBf16 ? DType::kBF16 : DType::kF32;
+}
+
+const char* precision_name(Precision p) {
+  switch (p) {
+    case Precision::kAuto:
+    case Precision::kBf16:
+      return "bf16";
+    case Precision::kFp32:
+      return "fp32";
+    case Precision::kTf32:
+      return "tf32";
+  }
+  return "?";
+}
+
+cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
+
+size_t free_bytes() {
+  size_t available = 0, total = 0;
+  check(cudaMemGetInfo(&available, &total), "size of the memory");
+  return available;
+}
+
+class DeviceMemory final : public Memory {
+ public:
+  DeviceMemory(int device, size_t bytes, std::shared_ptr<MemoryBudget> budget)
+      : device_(device), bytes_(bytes), budget_(std::move(budget)) {
+    // The backend never hands out a null address.
+    cudaError_t status = cudaErrorMemoryAllocation;
+    if (bytes <= budget_->left(bytes)) status = cudaMalloc(&data_, bytes == 0 ? 1 : bytes);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // it is reported here
+      fail(Status::kMemory,
+           "out of device memory: %.2f GiB asked for at once, %.2f GiB are free; use a smaller "
+           "--batch-size",
+           gib(bytes), gib(budget_->left(free_bytes())));
+    }
+    check(status, "allocation");
+    budget_->take(bytes);
+  }
+  ~DeviceMemory() override {
+    budget_->give_back(bytes_);
+    cudaSetDevice(device_);
+    cudaFree(data_);
+  }
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+  void* data() const override { return data_; }
+  size_t size() const override { return bytes_; }
+
+ private:
+  static double gib(size_t bytes) { return static_cast<double>(bytes) / (size_t{1} << 30); }
+
+  int device_;
+  size_t bytes_;
+  std::shared_ptr<MemoryBudget> budget_;
+  void* data_ = nullptr;
+};
+
+class GraphRecording final : public Recording {
+ public:
+  GraphRecording(void* stream, const std::function<void()>& calls) : stream_(stream_of(stream)) {
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "begin of a capture");
+    cudaGraph_t graph = nullptr;
+    try {
+      calls();
+    } catch (...) {
+      cudaStreamEndCapture(stream_, &graph);
+      if (graph != nullptr) cudaGraphDestroy(graph);
+      throw;
+    }
+    check(cudaStreamEndCapture(stream_, &graph), "end of a capture");
+    const cudaError_t status = cudaGraphInstantiate(&graph_, graph, 0);
+    cudaGraphDestroy(graph);
+    check(status, "instantiation of a graph");
+  }
+  ~GraphRecording() override { cudaGraphExecDestroy(graph_); }
+  GraphRecording(const GraphRecording&) = delete;
+  GraphRecording& operator=(const GraphRecording&) = delete;
+  void launch() override { check(cudaGraphLaunch(graph_, stream_), "launch of a graph"); }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraphExec_t graph_ = nullptr;
+};
+
+}  // namespace
+
+CudaDevice::CudaDevice(const BackendOptions& options, int device)
+    : CudaBackend(type_for(options.precision)),
+      options_(options),
+      device_(device),
+      budget_(std::make_shared<MemoryBudget>(options.memory_budget)) {
+  std::string why;
+  const int count = count_devices(why);
+  if (count == 0)
+    fail(Status::kDevice,
+         "no CUDA device: %s; install an NVIDIA driver for CUDA 13 (580 or later) or use --device "
+         "cpu",
+         why.c_str());
+  if (device < 0 || device >= count)
+    fail(Status::kDevice, "no CUDA device %d: there %s %d, from 0", device,
+         count == 1 ? "is" : "are", count);
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, device), "properties of the device");
+  chip_ = format("%s (sm_%d%d)", properties.name, properties.major, properties.minor);
+  if (properties.major < 8)
+    fail(Status::kDevice,
+         "%s: this program needs compute capability 8.0 or later; use --device cpu", chip_.c_str());
+  use();
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+  stream_ = stream;
+  cublas_ = std::make_unique<CublasLt>(options.precision == Precision::kTf32);
+}
+
+CudaDevice::~CudaDevice() {
+  if (stream_ != nullptr) cudaStreamDestroy(stream_of(stream_));
+}
+
+void CudaDevice::use() const { check(cudaSetDevice(device_), "choice of the device"); }
+
+std::string CudaDevice::description() const {
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
+  return format("%s, driver for CUDA %d.%d, %s", chip_.c_str(), driver / 1000, driver % 1000 / 10,
+                precision_name(options_.precision));
+}
+
+std::string CudaDevice::numerics() const {
+  return format("cuda %s precision=%s batch_invariant=%d %s", chip_.c_str(),
+                precision_name(options_.precision), options_.batch_invariant ? 1 : 0,
+                cuda_libraries().c_str());
+}
+
+std::unique_ptr<Memory> CudaDevice::allocate(size_t bytes) {
+  use();
+  auto memory = std::make_unique<DeviceMemory>(device_, bytes, budget_);
+  fill(memory->data(), 0, bytes);
+  return memory;
+}
+
+size_t CudaDevice::available_bytes() const {
+  use();
+  return budget_->left(free_bytes());
+}
+
+void CudaDevice::upload(void* device, const void* host, size_t bytes) {
+  use();
+  check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_of(stream_)), "upload");
+  synchronize();  // the host's memory is the caller's again
+}
+
+void CudaDevice::download(void* host, const void* device, size_t bytes) {
+  use();
+  check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_of(stream_)),
+        "download");
+  synchronize();
+}
+
+void CudaDevice::fill(void* device, uint8_t byte, size_t bytes) {
+  use();
+  check(cudaMemsetAsync(device, byte, bytes, stream_of(stream_)), "fill");
+}
+
+void CudaDevice::synchronize() { check(cudaStreamSynchronize(stream_of(stream_)), "a kernel"); }
+
+std::unique_ptr<Recording> CudaDevice::record(const std::function<void()>& calls) {
+  use();
+  return std::make_unique<GraphRecording>(stream_, calls);
+}
+
+Call CudaDevice::gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c, Write write) {
+  return cublas_->gemm(g, a, b, bias, residual, c, write);
+}
+
+}  // namespace cuda
+
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options, int device) {
+  return std::make_unique<cuda::CudaDevice>(options, device);
+}
+
+bool cuda_device_found() {
+  std::string why;
+  return cuda::count_devices(why) > 0;
+}
+
+std::string cuda_libraries() {
+  int runtime = 0;
+  cudaRuntimeGetVersion(&runtime);
+  const size_t cublas = cublasLtGetVersion();
+  return format("CUDA %d.%d, cuBLASLt %zu.%zu.%zu", runtime / 1000, runtime % 1000 / 10,
+                cublas / 10000, cublas / 100 % 100, cublas % 100);
+}
+
+}  // namespace ddpm

@@ -1,0 +1,51 @@
+// A GPU: its memory, its stream, its graphs, and the libraries that compute beside our kernels.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/cuda_backend.h"
+
+namespace ddpm::cuda {
+
+class CudaDevice final : public CudaBackend {
+ public:
+  CudaDevice(const BackendOptions&, int device);
+  ~CudaDevice() override;
+
+  std::string name() const override { return "cuda"; }
+  std::string description() const override;
+  std::string numerics() const override;
+
+  std::unique_ptr<Memory> allocate(size_t bytes) override;
+  size_t available_bytes() const override;
+  void upload(void* device, const void* host, size_t bytes) override;
+  void download(void* host, const void* device, size_t bytes) override;
+  void fill(void* device, uint8_t byte, size_t bytes) override;
+  void discard(void*, size_t) override {}  // device memory stays until it is freed
+  void synchronize() override;
+  void* stream() const override { return stream_; }
+  std::unique_ptr<Recording> record(const std::function<void()>& calls) override;
+
+  size_t packed_bytes(const ConvDesc&, ConvPass) const override { return 0; }
+  Call conv_pack(const ConvDesc&, ConvPass, In filter, Out packed) override;
+  std::optional<Call> conv_forward(const ConvDesc&, const ConvSlots&, Out y,
+                                   Out statistics) override;
+  std::optional<Call> conv_dgrad(const ConvDesc&, const ConvSlots&, In dy, Out dx, Write) override;
+  std::optional<Call> conv_wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter,
+                                 Write) override;
+  Call gemm(const GemmDesc&, In a, In b, In bias, In residual, Out c, Write) override;
+
+ private:
+  void use() const;  // the calling thread's device becomes this one
+
+  BackendOptions options_;
+  int device_;
+  std::string chip_;
+  void* stream_ = nullptr;
+  std::shared_ptr<MemoryBudget> budget_;
+  std::unique_ptr<CublasLt> cublas_;
+};
+
+}  // namespace ddpm::cuda

@@ -1,0 +1,123 @@
+// Whole small networks through the CUDA kernels on the host, beside the CPU backend.
+#include <catch2/catch.hpp>
+
+#include <cmath>
+
+#include "engine/checkpoint.h"
+#include "engine/shapes.h"
+#include "model/generator.h"
+#include "model/presets.h"
+#include "model/trainer.h"
+#include "tests/golden.h"
+#include "tests/kernel_backend.h"
+#include "tests/simt/machine.h"
+#include "tests/support.h"
+
+using namespace ddpm;
+
+namespace {
+
+// Two levels, attention with two heads, groups that straddle the concatenations (24 + 16 channels
+// in 8 groups), dropout, classes.
+UNetConfig small_unet() {
+  UNetConfig u = find_preset("tiny").unet;
+  u.sample_height = u.sample_width = 8;
+  u.block_out_channels = {16, 24};
+  u.attention_head_dim = 12;
+  u.dropout = 0.1;
+  u.num_class_embeds = 3;
+  return u;
+}
+
+std::unique_ptr<Trainer> make(Backend& backend) {
+  TrainerOptions o;
+  o.batch_size = 2;
+  o.flip = true;
+  o.adam.learning_rate = 1e-3f;
+  o.adam.warmup_steps = 5;
+  o.adam.ema_decay = 0.9;
+  o.activate_zero_layers = true;
+  o.executor.poison = true;
+  auto trainer = std::make_unique<Trainer>(backend, small_unet(), SchedulerConfig{}, o,
+                                           make_shapes(11, {1, 8, 8, 3}));
+  trainer->initialize(7);
+  return trainer;
+}
+
+struct Trained {
+  std::vector<float> losses;
+  std::vector<float> weights, ema;
+};
+
+Trained train(Backend& backend, int steps) {
+  auto trainer = make(backend);
+  Trained t;
+  for (int i = 0; i < steps; ++i) {
+    trainer->step();
+    t.losses.push_back(trainer->state().loss);
+  }
+  CHECK(trainer->state().step == static_cast<uint64_t>(steps));
+  CHECK(trainer->state().nonfinite == 0);
+  std::vector<float> part;
+  for (const CheckpointTensor& c : checkpoint_tensors(trainer->store().params())) {
+    // Its gradient is zero in theory: what Adam makes of rounding noise is no one's truth.
+    if (c.key.find("to_k.bias") != std::string::npos) continue;
+    trainer->store().read(Arena::kWeights, c, part);
+    t.weights.insert(t.weights.end(), part.begin(), part.end());
+    trainer->store().read(Arena::kEma, c, part);
+    t.ema.insert(t.ema.end(), part.begin(), part.end());
+  }
+  return t;
+}
+
+std::vector<float> sample(Backend& backend, SamplerKind kind) {
+  UNetConfig unet = small_unet();
+  unet.num_class_embeds.reset();
+  std::unique_ptr<ParamStore> store;
+  Generator generator(backend, unet, {}, {.kind = kind, .steps = 4}, 2, [&](const Params& params) {
+    store = std::make_unique<ParamStore>(backend, params, std::vector{Arena::kWeights});
+    test::set_hash_weights(*store, {Arena::kWeights});
+    return store->arenas();
+  });
+  generator.weights_changed();
+  return generator.sample(3, 0, 2);
+}
+
+}  // namespace
+
+TEST_CASE("simt.network: 20 training steps in fp32 are the CPU's", "[simt]") {
+  const Trained cpu = train(*make_cpu_backend({.precision = Precision::kFp32}), 20);
+  const Trained simt = train(*test::make_kernel_backend(DType::kF32), 20);
+  CHECK(test::relative_error(simt.weights, cpu.weights) <= 1e-4);
+  CHECK(test::relative_error(simt.ema, cpu.ema) <= 1e-4);
+  for (size_t i = 0; i < cpu.losses.size(); ++i)
+    CHECK(simt.losses[i] == Approx(cpu.losses[i]).epsilon(1e-4));
+}
+
+// bf16 rounds activations to 2^-9; the loss of a step is a mean of squares over thousands of
+// pixels, and the weights of both runs drift apart slowly.
+TEST_CASE("simt.network: 20 training steps in bf16 follow the CPU's loss", "[simt]") {
+  const Trained cpu = train(*make_cpu_backend({.precision = Precision::kFp32}), 20);
+  const Trained simt = train(*test::make_kernel_backend(DType::kBF16), 20);
+  for (size_t i = 0; i < cpu.losses.size(); ++i)
+    CHECK(simt.losses[i] == Approx(cpu.losses[i]).epsilon(0.02));
+  CHECK(simt.losses.back() < simt.losses.front());
+}
+
+TEST_CASE("simt.network: the order of warps and blocks does not change a bit", "[simt]") {
+  const Trained a = train(*test::make_kernel_backend(DType::kBF16), 2);
+  simt::options().seed = 12345;
+  const Trained b = train(*test::make_kernel_backend(DType::kBF16), 2);
+  simt::options().seed = 0;
+  CHECK((a.weights == b.weights));
+  CHECK((a.losses == b.losses));
+}
+
+TEST_CASE("simt.network: samplers in fp32 draw the CPU's images, in bf16 nearly so", "[simt]") {
+  for (SamplerKind kind : {SamplerKind::kDdpm, SamplerKind::kDdim, SamplerKind::kDpmpp2m}) {
+    const auto cpu = sample(*make_cpu_backend({.precision = Precision::kFp32}), kind);
+    INFO(name_of(kind));
+    CHECK(test::relative_error(sample(*test::make_kernel_backend(DType::kF32), kind), cpu) <= 1e-4);
+    CHECK(test::relative_error(sample(*test::make_kernel_backend(DType::kBF16), kind), cpu) <= 0.02);
+  }
+}
