@@ -158,8 +158,9 @@ __global__ void sampler_timestep_kernel(int n, Global<const SamplerRow> rows,
   if (slot < n) t[slot] = row.t;
 }
 
-// x' of one element and its x0. Terms in x and out are added even where their factor is zero:
-// 0 * inf is NaN, so an infinite network output shows, which the clamp would have hidden.
+// x' of one element and its x0; previous and z are zero where the row does not use them. Terms in x
+// and out are added even where their factor is zero: 0 * inf is NaN, so an infinite network output
+// shows, which the clamp would have hidden.
 __device__ __forceinline__ float sample_row(const SamplerRow& row, float out, float x,
                                             float previous, float z, float& x0) {
   const float raw = fmaf(row.x0_out, out, row.x0_x * x);
@@ -167,9 +168,8 @@ __device__ __forceinline__ float sample_row(const SamplerRow& row, float out, fl
   x0 = raw != raw ? raw : clamped;
   float sum = fmaf(row.x_x0, x0, row.x_x * x);
   sum = fmaf(row.x_out, out, sum);
-  if (row.x_previous != 0) sum = fmaf(row.x_previous, previous, sum);
-  if (row.x_z != 0) sum = fmaf(row.x_z, z, sum);
-  return sum;
+  sum = fmaf(row.x_previous, previous, sum);
+  return fmaf(row.x_z, z, sum);
 }
 
 // bad[block]: how many threads of it met a value that is not finite.

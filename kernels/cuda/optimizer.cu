@@ -24,16 +24,17 @@ constexpr LaunchShape kOneThread{.block = 32};  // a block is whole warps
 __global__ void squares_kernel(int64_t count, Global<const float> x, Global<double> sums) {
   SharedMemory shared;
   const Smem<double> scratch = shared.take<double>(kBlock / 32);
-  const int64_t begin = int64_t{blockIdx.x} * kChunk + static_cast<int>(threadIdx.x) * 4;
-  float v[kLoads][4] = {};
+  const int64_t first = int64_t{blockIdx.x} * kChunk;
+  const int64_t begin = first + static_cast<int>(threadIdx.x) * 4;
+  float v[kLoads][4];
+  if (first + kChunk <= count) {
 #pragma unroll
-  for (int i = 0; i < kLoads; ++i) {
-    const int64_t at = begin + i * kBlock * 4;
-    if (at + 4 <= count) {
-      load_floats<float>(x + at, v[i]);
-    } else {
+    for (int i = 0; i < kLoads; ++i) load_floats<float>(x + begin + i * kBlock * 4, v[i]);
+  } else {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) v[i][j] = at + j < count ? x[at + j] : 0.0f;
+    for (int i = 0; i < kLoads * 4; ++i) {
+      const int64_t at = begin + i / 4 * kBlock * 4 + i % 4;
+      v[i / 4][i % 4] = at < count ? x[at] : 0.0f;
     }
   }
   double sum = 0;
