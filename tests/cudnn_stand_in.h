@@ -2,6 +2,7 @@
 // there is no GPU.
 #pragma once
 
+#include <cstring>
 #include <span>
 #include <vector>
 
@@ -103,8 +104,12 @@ class CudnnInterpreter {
   std::vector<ref::Vector> values_;  // of virtual tensors
 };
 
-inline void interpret_cudnn(const cuda::CudnnProgram& program, std::span<void* const> pointers) {
+// Overwrites all of its workspace, as an engine may, before and after it computes.
+inline void interpret_cudnn(const cuda::CudnnProgram& program, std::span<void* const> pointers,
+                            void* workspace, size_t bytes) {
+  if (bytes > 0) std::memset(workspace, 0xFF, bytes);
   CudnnInterpreter(program, pointers).run();
+  if (bytes > 0) std::memset(workspace, 0xFF, bytes);
 }
 
 }  // namespace ddpm::test

@@ -6,7 +6,6 @@
 #include <dlfcn.h>
 
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "kernels/cuda/cudnn_conv.h"
 #include "model/objective.h"
@@ -40,7 +39,7 @@ const std::string kH100 =
     R"("totalGlobalMem":85000000000,"warpSize":32})";
 
 CudnnConvOptions options(DType type) {
-  return {.compute_type = type, .exact_fp32 = type == DType::kF32};
+  return {.compute_type = type, .exact_fp32 = type == DType::kF32, .device = "H100"};
 }
 
 // Engines that are compiled at run time look for the driver's library. A machine without one has
@@ -144,6 +143,17 @@ TEST_CASE("cudnn.presets: celebahq256 in bf16", "[cudnn]") {
 }
 TEST_CASE("cudnn.presets: celebahq256 in fp32", "[cudnn]") {
   check_preset("celebahq256", DType::kF32, 100);
+}
+TEST_CASE("cudnn.presets: cifar10's forward pass at batches of sampling", "[cudnn]") {
+  CudnnConvolutions conv(CudnnTarget::described(kH100), options(DType::kBF16));
+  for (Convolution c : convolutions("cifar10", DType::kBF16)) {
+    if (c.pass != ConvPass::kForward) continue;
+    for (const int n : {1, 64, 256}) {
+      c.desc.x.n = n;
+      CHECK(prepare(conv, c).workspace <= size_t{1} << 30);
+    }
+  }
+  CHECK(conv.table().choices.size() >= 60);
 }
 
 // ---- graphs and what surrounds them ----
@@ -457,7 +467,8 @@ TEST_CASE("cudnn.table: choices that cannot be used are made anew and counted", 
   CHECK(replaced({}) == 0);
   CHECK(replaced(first.table()) == 0);
   PlanTable other = first.table();
-  other.library = "cuDNN 8.0.0";
+  CHECK_THAT(other.library, Catch::StartsWith("cuDNN 9.") && Catch::EndsWith(", H100"));
+  other.library = "cuDNN 8.0.0, H100";
   CHECK(replaced(other) == 4);
   other = first.table();
   for (auto& [key, choice] : other.choices) choice.engine.id = 12345;

@@ -465,7 +465,7 @@ void CudnnPlan::run(void* stream, std::span<void* const> pointers, void* workspa
   if (s.target->handle == nullptr) {
     DDPM_CHECK(s.target->stand_in != nullptr, "%s: planned for a device that is not there",
                s.what.c_str());
-    s.target->stand_in(s.program, pointers);
+    s.target->stand_in(s.program, pointers, workspace, workspace_);
     return;
   }
   // From here on, only on a GPU.

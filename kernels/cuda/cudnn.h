@@ -44,8 +44,10 @@ class CudnnTarget {
   // The device that is CUDA's current one. Its plans run.
   static CudnnTarget current_device();
   // The device of a JSON text as cuDNN's device property descriptor takes it. Its plans do not run;
-  // in tests, what they were made from is handed to `stand_in`, with the pointers.
-  using StandIn = std::function<void(const CudnnProgram&, std::span<void* const> pointers)>;
+  // in tests, what they were made from is handed to `stand_in`, with the pointers and `bytes` of
+  // workspace.
+  using StandIn = std::function<void(const CudnnProgram&, std::span<void* const> pointers,
+                                     void* workspace, size_t bytes)>;
   static CudnnTarget described(const std::string& properties, StandIn stand_in = nullptr);
 
   bool live() const;

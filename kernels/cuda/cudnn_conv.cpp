@@ -236,7 +236,7 @@ CudnnConvolutions::CudnnConvolutions(CudnnTarget target, CudnnConvOptions option
              "convolutions in %s", ddpm::name_of(options_.compute_type));
   DDPM_CHECK(!options_.exact_fp32 || options_.compute_type == DType::kF32,
              "exact fp32 convolutions in %s", ddpm::name_of(options_.compute_type));
-  table_.library = "cuDNN " + cudnn_version();
+  table_.library = "cuDNN " + cudnn_version() + ", " + options_.device;
 }
 
 std::optional<Call> CudnnConvolutions::forward(const ConvDesc& d, const ConvSlots& s, Out y) {

@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -29,6 +30,7 @@ struct CudnnConvOptions {
   bool exact_fp32 = false;
   size_t workspace_limit = size_t{1} << 30;  // bytes, of one engine
   double tuning_seconds = 0;  // for measuring on a live target, in all; 0 = never measure
+  std::string device;         // its name: another one's choices are not reused
   PlanTable table{};          // choices of an earlier start
 };
 

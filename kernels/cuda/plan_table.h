@@ -20,12 +20,12 @@ struct PlanChoice {
 };
 
 struct PlanTable {
-  std::string library;  // what the engines' numbers mean something to: "cuDNN 9.19.0"
+  std::string library;  // what the engines' numbers mean something to, and the device
   std::map<std::string, PlanChoice> choices;
   friend bool operator==(const PlanTable&, const PlanTable&) = default;
 };
 
-// {"library": "cuDNN 9.19.0", "plans": {KEY: {"variant": "plain", "engine": 62,
+// {"library": "cuDNN 9.19.0, NVIDIA H100", "plans": {KEY: {"variant": "plain", "engine": 62,
 // "knobs": [[TYPE, VALUE], ...]}, ...}}
 nlohmann::ordered_json to_json(const PlanTable& table);
 // Error(kConfig) naming `name` and what is wrong in it.
