@@ -13,7 +13,7 @@
 
 namespace ddpm::test {
 
-class RecordingBackend final : public Backend {
+class RecordingBackend : public Backend {
  public:
   struct Options {
     bool fused_convolution = true;
