@@ -114,8 +114,7 @@ TEST_CASE("simt.conv_forward: inputs that are concatenated, transformed, upsampl
   }
 }
 
-TEST_CASE("simt.conv_wgrad: inputs that are concatenated, transformed, upsampled",
-          "[simt][conv]") {
+TEST_CASE("simt.conv_wgrad: inputs that are concatenated, transformed, upsampled", "[simt][conv]") {
   const auto type = GENERATE(DType::kF32, DType::kBF16);
   const auto backend = make_simt_backend(type);
   for (const ConvDesc& d : fused_inputs()) check_wgrad(*backend, d);
@@ -125,10 +124,91 @@ TEST_CASE("simt.conv_forward: what is added behind the taps, and statistics", "[
   const auto type = GENERATE(DType::kF32, DType::kBF16);
   const auto backend = make_simt_backend(type);
   const std::vector<ConvShape> shapes = {
-      {1, 1, 1, 8, 8},  {2, 8, 8, 8, 24},  {1, 16, 16, 16, 16}, {9, 4, 4, 16, 72},
-      {1, 2, 128, 8, 8}, {1, 3, 192, 8, 8}, {2, 5, 7, 8, 5},     {1, 9, 17, 8, 16},
-      {1, 3, 70, 8, 8}, {5, 3, 3, 256, 8}, {2, 8, 8, 16, 8, 3, 3, 2, 0, 0, 1, 1},
+      {1, 1, 1, 8, 8},
+      {2, 8, 8, 8, 24},
+      {1, 16, 16, 16, 16},
+      {9, 4, 4, 16, 72},
+      {1, 2, 128, 8, 8},
+      {1, 3, 192, 8, 8},
+      {2, 5, 7, 8, 5},
+      {1, 9, 17, 8, 16},
+      {1, 3, 70, 8, 8},
+      {5, 3, 3, 256, 8},
+      {2, 8, 8, 16, 8, 3, 3, 2, 0, 0, 1, 1},
   };
   for (const ConvShape& s : shapes)
-    for (int which = 0; which < 6; ++which) check_fused(*backend, with_addends(make_desc(s), which));
+    for (int which = 0; which < 6; ++which)
+      check_fused(*backend, with_addends(make_desc(s), which));
+}
+
+TEST_CASE("simt.conv: sums that are split over blocks", "[simt][conv]") {
+  const auto backend = make_simt_backend(DType::kBF16);
+  for (const ConvShape& s : {ConvShape{1, 4, 4, 256, 40}, ConvShape{2, 8, 8, 136, 136},
+                             ConvShape{1, 8, 8, 512, 8, 1, 1, 1, 0, 0, 0, 0}}) {
+    check_fused(*backend, with_addends(with_input(s, 24, kNormalise), 5));
+    check_dgrad(*backend, make_desc({s.n, s.h, s.w, s.k, s.c, s.r, s.s, 1, s.top, s.left, s.bottom,
+                                     s.right}));
+  }
+  // Weight gradients of many tiles: 8 images of 16x16 give each of 14 shares one or two.
+  check_wgrad(*backend, with_input({8, 16, 16, 8, 1032}, 0, kNormalise));
+}
+
+TEST_CASE("simt.conv: the order of warps and blocks does not change a bit", "[simt][conv]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const auto backend = make_simt_backend(type);
+  for (const ConvDesc& d : {with_addends(with_input({2, 8, 8, 136, 40}, 24, kNormalise), 5),
+                            with_addends(with_input({3, 5, 7, 16, 8}, 8, kNormalise), 5)}) {
+    const ConvData t(d, backend.get());
+    const Forward f = forward_all(*backend, d, t);
+    const auto df = wgrad(*backend, d, t, Write::kOverwrite, {});
+    const Options options(0, 987654321);
+    const Forward again = forward_all(*backend, d, t);
+    CHECK((again.y == f.y));
+    CHECK((again.statistics == f.statistics));
+    CHECK((wgrad(*backend, d, t, Write::kOverwrite, {}) == df));
+  }
+}
+
+TEST_CASE("simt.conv: an image's bits do not depend on its neighbours", "[simt][conv]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const auto backend = make_simt_backend(type);
+  for (const int h : {4, 8, 13}) {
+    const ConvDesc d =
+        with_addends(with_input({3, h, h, 16, 8}, 8, {.affine = true, .silu = true}), 5);
+    ConvData t(d, backend.get());
+    const auto y = forward(*backend, d, t);
+    std::fill(t.x.begin() + d.x.count() / 3, t.x.end(), 100.0f);
+    std::fill(t.scale_shift.begin() + static_cast<int64_t>(t.scale_shift.size()) / 3,
+              t.scale_shift.end(), -3.0f);
+    const auto changed = forward(*backend, d, t);
+    const auto third = static_cast<int64_t>(y.size()) / 3;
+    CHECK(std::equal(y.begin(), y.begin() + third, changed.begin()));
+    CHECK_FALSE(std::equal(y.begin() + third, y.end(), changed.begin() + third));
+  }
+}
+
+TEST_CASE("simt.conv: refuses what it cannot mean, leaves what is not its own", "[simt][conv]") {
+  const auto backend = make_simt_backend(DType::kBF16);
+  ConvSlots slots;
+  slots.x = {0};
+  slots.filter = {1};
+  const auto make = [&](const ConvDesc& d) { backend->conv_forward(d, slots, Out{2}, {}); };
+  make(make_desc({1, 4, 4, 8, 8}));
+  std::vector<ConvDesc> bad(8, make_desc({1, 4, 4, 8, 8}));
+  bad[0].bias = true;  // no slot for these
+  bad[1].c2 = 8;
+  bad[2].transform.affine = true;
+  bad[3].transform.dropout.p = 0.5f;
+  bad[4].statistics = true;
+  bad[5].shortcut_c = 8;
+  bad[6] = make_desc({0, 4, 4, 8, 8});
+  bad[7] = make_desc({1, 4, 4, 8, 8, 7, 7});  // larger than the padded image
+  for (const ConvDesc& d : bad) CHECK_THROWS_AS(make(d), Error);
+  for (int i = 1; i < 4; ++i)
+    CHECK_THROWS_AS(
+        backend->conv_wgrad(bad[static_cast<size_t>(i)], slots, In{1}, Out{2}, Write::kOverwrite),
+        Error);
+  ConvDesc d = make_desc({1, 4, 4, 8, 8});
+  d.c2 = 8;
+  CHECK_FALSE(backend->conv_dgrad(d, slots, In{0}, Out{2}, Write::kOverwrite).has_value());
 }

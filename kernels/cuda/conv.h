@@ -1,6 +1,7 @@
-// Hand-written convolutions: implicit GEMMs whose input is transformed on the way in and whose output
-// is finished on the way out. bf16 runs on the tensor cores (conv_forward.cu, conv_wgrad.cu); fp32,
-// and the few shapes that do not fit there, on plain arithmetic (conv_direct.cu).
+// Hand-written convolutions: implicit GEMMs whose input is transformed on the way in and whose
+// output is finished on the way out. bf16 runs on the tensor cores (conv_forward.cu,
+// conv_wgrad.cu); fp32, and the few shapes that do not fit there, on plain arithmetic
+// (conv_direct.cu).
 #pragma once
 
 #include <optional>

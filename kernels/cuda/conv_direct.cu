@@ -139,8 +139,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_direct_kernel(const DirectP
         float v[8];
         load_input(in, pixel, c0 + load_unit + half * 8, v);
 #pragma unroll
-        for (int i = 0; i < 8; ++i)
-          a[(load_unit + half * 8 + i) * kRowPitch + load_row] = v[i];
+        for (int i = 0; i < 8; ++i) a[(load_unit + half * 8 + i) * kRowPitch + load_row] = v[i];
       }
       if (turned)
         load_filter<Gradient, T>(filter, channels, p.out.k, taps, tap, c0, k0, b);
@@ -190,8 +189,7 @@ __device__ __forceinline__ void load_taps(const DirectFilterProblem<T>& p, const
   const int channels = p.in.channels();
   const auto pixel_of = [&](int tap) {
     const int y = tap / t.s, x = tap - y * t.s;
-    return stored_pixel(t, at.n, at.y * t.stride - t.pad_top + y,
-                        at.x * t.stride - t.pad_left + x);
+    return stored_pixel(t, at.n, at.y * t.stride - t.pad_top + y, at.x * t.stride - t.pad_left + x);
   };
   if (channels % 8 == 0) {
     const int tap = n / channels;
@@ -215,14 +213,15 @@ __device__ __forceinline__ void load_taps(const DirectFilterProblem<T>& p, const
 
 // 64 output channels x 64 of taps * c a block, 32 pixels at a time; 4 x 4 a thread.
 template <typename T>
-__global__ void __launch_bounds__(kConvThreads) conv_direct_wgrad_kernel(
-    const DirectFilterProblem<T> p) {
+__global__ void __launch_bounds__(kConvThreads)
+    conv_direct_wgrad_kernel(const DirectFilterProblem<T> p) {
   const ConvTiles& t = p.tiles;
   SharedMemory shared;
   const Smem<float> dy = shared.take<float>(kChunk * kColumnPitch);
   const Smem<float> x = shared.take<float>(kChunk * kColumnPitch);
   const int thread = static_cast<int>(threadIdx.x), index = static_cast<int>(blockIdx.x);
-  const int down = index / p.across, k0 = down * kColumns, n0 = (index - down * p.across) * kColumns;
+  const int down = index / p.across, k0 = down * kColumns,
+            n0 = (index - down * p.across) * kColumns;
   const int columns = t.taps() * p.in.channels(), all = t.images * t.pixels();
   const int64_t chunks = (all + kChunk - 1) / kChunk, split = blockIdx.y;
   const int first = static_cast<int>(chunks * split / p.splits) * kChunk;
@@ -271,14 +270,13 @@ template <typename T, bool Gradient>
 void launch_direct(DirectProblem<T> p, const ConvTiles& tiles, const Run& r) {
   p.tiles = tiles;
   p.blocks = (p.out.k + kColumns - 1) / kColumns;
-  const size_t tile = shared_bytes<float>(kChunk * kRowPitch) +
-                      shared_bytes<float>(kChunk * kColumnPitch);
+  const size_t tile =
+      shared_bytes<float>(kChunk * kRowPitch) + shared_bytes<float>(kChunk * kColumnPitch);
   const size_t staged = shared_bytes<float>(static_cast<size_t>(kRows * sums_pitch(kColumns)));
-  launch<conv_direct_kernel<T, Gradient>>(
-      {.grid_x = static_cast<unsigned>(tiles.count * p.blocks),
-       .block = kConvThreads,
-       .shared = tile > staged ? tile : staged},
-      r.stream, p);
+  launch<conv_direct_kernel<T, Gradient>>({.grid_x = static_cast<unsigned>(tiles.count * p.blocks),
+                                           .block = kConvThreads,
+                                           .shared = tile > staged ? tile : staged},
+                                          r.stream, p);
 }
 
 }  // namespace

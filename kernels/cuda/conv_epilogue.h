@@ -107,8 +107,7 @@ __device__ __forceinline__ void finish_tile(const ConvOutput<T>& o, const ConvTi
       if (o.k % 8 == 0) {
         finish_run<T, 8>(o, at, n, pixel, k);
       } else {
-        for (int i = 0; i < 8 && k + i < o.k; ++i)
-          finish_run<T, 1>(o, at + i, n, pixel, k + i);
+        for (int i = 0; i < 8 && k + i < o.k; ++i) finish_run<T, 1>(o, at + i, n, pixel, k + i);
       }
     }
   }

@@ -1,16 +1,16 @@
 // Convolution and its gradient by the input on the tensor cores (mma.m16n8k16, bf16, fp32 sums).
 //
 // A block computes 128 pixels x Columns channels. Input channels come 32 at a time: the tile's halo
-// by cp.async into one of two buffers, where the thread that copied a piece also transforms it (scale
-// and shift, SiLU, dropout: once per halo element and block, not per tap) while the taps of the
-// chunk before are multiplied. A tap is then only another offset into the halo: every row that
+// by cp.async into one of two buffers, where the thread that copied a piece also transforms it
+// (scale and shift, SiLU, dropout: once per halo element and block, not per tap) while the taps of
+// the chunk before are multiplied. A tap is then only another offset into the halo: every row that
 // ldmatrix reads is one pixel's 16 bytes. Filters come tap by tap through a ring of three. Rows are
 // padded by 16 bytes, so that eight consecutive pixels lie in different banks.
 //
-// Moves x once per Columns output channels (neighbouring blocks share it in L2), the filter once per
-// tile from L2, y once. Limited by the tensor cores' rate for mma, at 8x8 and 4x4 by the number of
-// blocks: there the input channels are split over blocks, whose sums are added in order by a second
-// kernel.
+// Moves x once per Columns output channels (neighbouring blocks share it in L2), the filter once
+// per tile from L2, y once. Limited by the tensor cores' rate for mma, at 8x8 and 4x4 by the number
+// of blocks: there the input channels are split over blocks, whose sums are added in order by a
+// second kernel.
 #include <device/mma.h>
 
 #include "kernels/cuda/conv_plan.h"
@@ -30,8 +30,8 @@ struct ConvProblem {
   ConvOutput<bf16> out;
   Global<float> partial = nullptr;  // (splits, tiles * 128, blocks * Columns)
   int splits = 1;
-  int blocks = 1;        // over output channels
-  int buffers = 2;       // of halo
+  int blocks = 1;   // over output channels
+  int buffers = 2;  // of halo
 };
 
 constexpr int filter_stage(bool gradient, int columns) {
@@ -109,8 +109,7 @@ struct WarpTile {
 // sums += a (rows, 32) b (32, columns). rows: where this lane's row of each mma tile begins.
 template <bool Gradient, int Columns, int M>
 __device__ __forceinline__ void multiply(const Smem<bf16>& a, const int (&rows)[M],
-                                         const Smem<bf16>& b, int column,
-                                         float (&sums)[M][4][4]) {
+                                         const Smem<bf16>& b, int column, float (&sums)[M][4][4]) {
   const int lane = lane_id();
 #pragma unroll
   for (int step = 0; step < kChunk; step += 16) {
@@ -148,8 +147,8 @@ __device__ __forceinline__ void for_sums(int row, int column, const float (&sums
           {sums[i][j][half * 2], sums[i][j][half * 2 + 1]});
 }
 
-// Where the block stands in the list of (chunk, tap) that it sums over: chunks of the input with all
-// taps, then chunks of the shortcut with one.
+// Where the block stands in the list of (chunk, tap) that it sums over: chunks of the input with
+// all taps, then chunks of the shortcut with one.
 struct Cursor {
   int chunk, tap, shortcut, stage;
 
@@ -217,7 +216,8 @@ __global__ void __launch_bounds__(kConvThreads, 2) conv_kernel(const ConvProblem
   };
   const int pieces = (t.halo() * kUnits + kConvThreads - 1) / kConvThreads;
 
-  // A chunk's halo is under way from `buffers - 1` chunks before it on, and has come two steps later.
+  // A chunk's halo is under way from `buffers - 1` chunks before it on, and has come two steps
+  // later.
   for (int i = first; i < end && i < first + a.buffers - 1; ++i)
     copy_halo(a, pixels, i * kChunk, halo_of_chunk(i));
   copy_step(0);

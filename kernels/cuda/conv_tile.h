@@ -1,9 +1,10 @@
 // Where a convolution's tiles lie, and how its input comes into shared memory.
 //
-// A block computes a tile of consecutive output pixels: part of an image, several whole images where
-// they are small, or 2 x 64 pixels of a wide one; so 64 pixels of a tile are always 64 consecutive
-// ones. The input pixels they touch are the tile's halo: a box of `halo_h` x `halo_w` per image, in
-// coordinates of the input as the taps see it (upsampled, or with zeros between its pixels).
+// A block computes a tile of consecutive output pixels: part of an image, several whole images
+// where they are small, or 2 x 64 pixels of a wide one; so 64 pixels of a tile are always 64
+// consecutive ones. The input pixels they touch are the tile's halo: a box of `halo_h` x `halo_w`
+// per image, in coordinates of the input as the taps see it (upsampled, or with zeros between its
+// pixels).
 #pragma once
 
 #include <device/async.h>
@@ -23,16 +24,16 @@ inline constexpr size_t kMaxSharedBytes = 227 * 1024;
 
 // Made on the host, read by kernels.
 struct ConvTiles {
-  int images = 1, p = 1, q = 1;   // output
-  int h = 1, w = 1;               // input as stored
-  int in_h = 1, in_w = 1;         // as the taps see it: index / shrink is the stored one,
-  int shrink = 1;                 // and where it is dilated, only multiples of shrink are not zero
+  int images = 1, p = 1, q = 1;  // output
+  int h = 1, w = 1;              // input as stored
+  int in_h = 1, in_w = 1;        // as the taps see it: index / shrink is the stored one,
+  int shrink = 1;                // and where it is dilated, only multiples of shrink are not zero
   bool dilated = false;
   int r = 1, s = 1, stride = 1, pad_top = 0, pad_left = 0;
-  int rows = 128;                 // pixels of a tile
-  int tile_images = 1;            // > 1: a tile is so many whole images
-  int segments = 0;               // > 0: a tile is 2 x 64 pixels, so many to a row
-  int per_image = 1, count = 1;   // tiles
+  int rows = 128;                // pixels of a tile
+  int tile_images = 1;           // > 1: a tile is so many whole images
+  int segments = 0;              // > 0: a tile is 2 x 64 pixels, so many to a row
+  int per_image = 1, count = 1;  // tiles
   int halo_h = 1, halo_w = 1;
 
   __host__ __device__ int pixels() const { return p * q; }
@@ -60,18 +61,18 @@ inline void lay_tiles(ConvTiles& t, int rows) {
     tile_h = rows % t.q == 0 ? rows / t.q : (rows + t.q - 2) / t.q + 1;
     if (tile_h > t.p) tile_h = t.p;
   }
-  t.count = t.tile_images > 1 ? (t.images + t.tile_images - 1) / t.tile_images
-                              : t.images * t.per_image;
+  t.count =
+      t.tile_images > 1 ? (t.images + t.tile_images - 1) / t.tile_images : t.images * t.per_image;
   t.halo_h = (tile_h - 1) * t.stride + t.r;
   t.halo_w = (tile_w - 1) * t.stride + t.s;
 }
 
 // One tile.
 struct Tile {
-  int n, p, q;     // its first pixel; q is 0 where tiles are not segments
-  int skip;        // pixels of row p before it
-  int rows;        // pixels it has
-  int64_t first;   // output pixel of row 0
+  int n, p, q;    // its first pixel; q is 0 where tiles are not segments
+  int skip;       // pixels of row p before it
+  int rows;       // pixels it has
+  int64_t first;  // output pixel of row 0
 };
 
 __device__ __forceinline__ Tile find_tile(const ConvTiles& t, int index) {

@@ -3,9 +3,10 @@
 //
 // A block computes 128 output channels x 32 input channels x 9 taps (or x 128 x 1 tap) over a share
 // of the pixel tiles: dy's tile and the input's halo lie in shared memory, both read by transposed
-// ldmatrix, so a tap is again only an offset. The next tile is copied, and transformed by the threads
-// that copied it, while the present one is multiplied. A warp has 64 x 8 channels of all taps, 144
-// sums a thread: fewer would make shared memory the limit (4 + 9 / 2 loads for 36 products).
+// ldmatrix, so a tap is again only an offset. The next tile is copied, and transformed by the
+// threads that copied it, while the present one is multiplied. A warp has 64 x 8 channels of all
+// taps, 144 sums a thread: fewer would make shared memory the limit (4 + 9 / 2 loads for 36
+// products).
 //
 // Moves dy once per 32 input channels and the input once per 128 output channels (from L2, where
 // neighbouring blocks meet), and the fp32 sums once per share. Limited by the tensor cores' rate.
@@ -16,8 +17,8 @@
 namespace ddpm::cuda {
 namespace {
 
-constexpr int kRows = 128;               // pixels of a tile
-constexpr int kOutputs = 128;            // output channels of a block
+constexpr int kRows = 128;     // pixels of a tile
+constexpr int kOutputs = 128;  // output channels of a block
 constexpr int kOutputPitch = kOutputs + 8;
 
 struct FilterProblem {
@@ -26,7 +27,7 @@ struct FilterProblem {
   Global<const bf16> dy = nullptr;
   int k = 0;
   int splits = 1;
-  int across = 1;  // blocks over the input channels
+  int across = 1;                   // blocks over the input channels
   Global<float> partial = nullptr;  // (splits, k, taps, c)
 };
 
@@ -84,9 +85,9 @@ __device__ __forceinline__ void multiply(const ConvTiles& t, const Tile& tile, c
   for (int step = 0; step < 2; ++step)
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      ldmatrix_x4_transposed(fa[step][i],
-                             at.dy + ((m + step * 16 + lane / 16 * 8 + lane % 8) * kOutputPitch +
-                                      k + i * 16 + lane / 8 % 2 * 8));
+      ldmatrix_x4_transposed(
+          fa[step][i], at.dy + ((m + step * 16 + lane / 16 * 8 + lane % 8) * kOutputPitch + k +
+                                i * 16 + lane / 8 % 2 * 8));
   const Smem<bf16> x = at.x + (halo_of(t, tile, m + lane) * kPitch + c);
 #pragma unroll
   for (int tap = 0; tap < Taps; ++tap)
