@@ -1,6 +1,7 @@
 #include "kernels/cuda/cuda_device.h"
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/conv.h"
 
 namespace ddpm {
 namespace cuda {
@@ -134,6 +135,12 @@ CudaDevice::CudaDevice(const BackendOptions& options, int device)
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
   stream_ = stream;
   cublas_ = std::make_unique<CublasLt>(options.precision == Precision::kTf32);
+  CudnnConvOptions conv;
+  conv.compute_type = compute_type();
+  conv.exact_fp32 = options.precision == Precision::kFp32;
+  conv.tuning_seconds = 60;
+  conv.device = chip_;
+  cudnn_ = std::make_unique<CudnnConvolutions>(CudnnTarget::current_device(), conv);
 }
 
 CudaDevice::~CudaDevice() {
@@ -192,6 +199,39 @@ std::unique_ptr<Recording> CudaDevice::record(const std::function<void()>& calls
   return std::make_unique<GraphRecording>(stream_, calls);
 }
 
+bool CudaDevice::by_library(const ConvDesc& d) const {
+  ConvDesc rest = d;  // without what a pass behind the library adds
+  rest.residual = false;
+  rest.sample_bias_stride = rest.sample_bias_offset = 0;
+  return !options_.batch_invariant && rest.plain();
+}
+
+Call CudaDevice::conv_pack(const ConvDesc&, ConvPass, In, Out) {
+  fail(Status::kBug, "CUDA packs no filters");
+}
+
+// What is not plain is declined unless our own convolution must do everything: written-out inputs
+// and the library are the default until a GPU has timed both.
+std::optional<Call> CudaDevice::conv_forward(const ConvDesc& d, const ConvSlots& s, Out y,
+                                             Out statistics) {
+  if (by_library(d)) return cudnn_->forward(d, s, y);
+  if (!options_.batch_invariant) return std::nullopt;
+  return cuda::conv_forward(compute_type(), d, s, y, statistics);
+}
+
+std::optional<Call> CudaDevice::conv_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
+                                           Write write) {
+  if (by_library(d)) return cudnn_->dgrad(d, s, dy, dx, write);
+  return cuda::conv_dgrad(compute_type(), d, s, dy, dx, write);
+}
+
+std::optional<Call> CudaDevice::conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy,
+                                           Out dfilter, Write write) {
+  if (by_library(d)) return cudnn_->wgrad(d, s, dy, dfilter, write);
+  if (!options_.batch_invariant) return std::nullopt;
+  return cuda::conv_wgrad(compute_type(), d, s, dy, dfilter, write);
+}
+
 Call CudaDevice::gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c, Write write) {
   return cublas_->gemm(g, a, b, bias, residual, c, write);
 }
@@ -211,8 +251,8 @@ std::string cuda_libraries() {
   int runtime = 0;
   cudaRuntimeGetVersion(&runtime);
   const size_t cublas = cublasLtGetVersion();
-  return format("CUDA %d.%d, cuBLASLt %zu.%zu.%zu", runtime / 1000, runtime % 1000 / 10,
-                cublas / 10000, cublas / 100 % 100, cublas % 100);
+  return format("CUDA %d.%d, cuBLASLt %zu.%zu.%zu, cuDNN %s", runtime / 1000, runtime % 1000 / 10,
+                cublas / 10000, cublas / 100 % 100, cublas % 100, cuda::cudnn_version().c_str());
 }
 
 }  // namespace ddpm

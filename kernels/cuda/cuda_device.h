@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/cudnn_conv.h"
 
 namespace ddpm::cuda {
 
@@ -39,6 +40,8 @@ class CudaDevice final : public CudaBackend {
 
  private:
   void use() const;  // the calling thread's device becomes this one
+  // Whether a convolution goes to the library, which takes none of what is fused on the way in.
+  bool by_library(const ConvDesc&) const;
 
   BackendOptions options_;
   int device_;
@@ -46,6 +49,7 @@ class CudaDevice final : public CudaBackend {
   void* stream_ = nullptr;
   std::shared_ptr<MemoryBudget> budget_;
   std::unique_ptr<CublasLt> cublas_;
+  std::unique_ptr<CudnnConvolutions> cudnn_;
 };
 
 }  // namespace ddpm::cuda
