@@ -7,7 +7,7 @@
 //     keys        k, v        q, do       (q k^T)^T   (do v^T)^T      ds b -> dk, p b2 -> dv
 // 14 L^2 D operations per head, where one pass with atomics needs 10. Reads qkv and do once from
 // memory per launch, the streamed pair again from L2 per block; writes dqkv. Limited by shared
-// memory: 256 to 768 bytes of fragments an mma.
+// memory: 160 to 512 bytes of fragments an mma.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_tiles.h"
 
