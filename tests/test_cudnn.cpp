@@ -476,6 +476,8 @@ TEST_CASE("cudnn.table: choices that cannot be used are made anew and counted", 
   other = first.table();
   other.choices.begin()->second.engine.knobs = {{2, 1 << 20}};
   CHECK(replaced(other) == 1);
+  other.choices.begin()->second.engine.knobs = {{60000, 1}};
+  CHECK(replaced(other) == 1);
   other = first.table();
   other.choices.begin()->second.variant = "no such";
   CHECK(replaced(other) == 1);

@@ -2,9 +2,10 @@
 
 #include <cudnn.h>
 
+#include <algorithm>
 #include <array>
 #include <deque>
-#include <functional>
+#include <type_traits>
 
 #include "kernels/error.h"
 

@@ -343,15 +343,17 @@ std::optional<ConvPlan> CudnnConvolutions::recall(ConvPass pass, const ConvDesc&
                                                   const std::string& key) {
   const auto entry = options_.table.choices.find(key);
   if (entry == options_.table.choices.end()) return std::nullopt;
-  if (options_.table.library == table_.library) {
-    for (const ConvVariant v : variants(pass, d, options_.compute_type)) {
-      if (entry->second.variant != name_of(v)) continue;
+  for (const ConvVariant v : variants(pass, d, options_.compute_type)) {
+    if (options_.table.library != table_.library || entry->second.variant != name_of(v)) continue;
+    try {
       const CudnnEngine& engine = entry->second.engine;
       CudnnGraph g(target_, key);
       ConvPlan c{v, engine, {}, build(g, pass, d, v, options_.compute_type), g.plan(engine)};
       if (!c.plan || c.plan->workspace() > options_.workspace_limit) continue;
       c.notes = g.notes(engine);
       if (allowed(c.notes)) return c;
+    } catch (const Error&) {
+      // Numbers that cuDNN never gave out.
     }
   }
   ++replaced_;
