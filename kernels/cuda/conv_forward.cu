@@ -38,50 +38,66 @@ constexpr int filter_stage(bool gradient, int columns) {
   return gradient ? kChunk * (columns + 8) : columns * kPitch;
 }
 
-// Chunk c0.. of a tap of the filter (outer, taps, inner). Forward: rows are output channels, so
-// columns of the sum; for the gradient rows are summed over, and taps are turned round.
-template <bool Gradient, int Columns>
-__device__ __forceinline__ void copy_filter(const Global<const bf16>& filter, int in_channels,
-                                            int out_channels, int taps, int tap, int c0, int k0,
-                                            const Smem<bf16>& to) {
-  constexpr int kPieces = Gradient ? Columns / 8 : kUnits;  // of a row
-  constexpr int kCount = Columns * kUnits;
-#pragma unroll
-  for (int j = 0; j < kCount / kConvThreads; ++j) {
-    const int i = static_cast<int>(threadIdx.x) + j * kConvThreads;
-    const int row = i / kPieces, piece = i % kPieces * 8;
-    if constexpr (Gradient) {
-      const bool valid = c0 + row < in_channels;
-      const int64_t at = (int64_t{valid ? c0 + row : 0} * taps + (taps - 1 - tap)) * out_channels;
-      copy_run(to + (row * (Columns + 8) + piece), filter + (at + k0 + piece),
-               valid ? out_channels - k0 - piece : 0, out_channels % 8 == 0);
-    } else {
-      const bool valid = k0 + row < out_channels;
-      const int64_t at = (int64_t{valid ? k0 + row : 0} * taps + tap) * in_channels;
-      copy_run(to + (row * kPitch + piece), filter + (at + c0 + piece),
-               valid ? in_channels - c0 - piece : 0, in_channels % 8 == 0);
-    }
+// Copies chunk c0.. of a tap of the filter (outer, taps, inner). Forward: rows are output channels,
+// so columns of the sum; for the gradient rows are summed over, and taps are turned round.
+template <bool Gradient, int Columns, bool Aligned>
+class FilterCopy {
+ public:
+  __device__ FilterCopy(const Global<const bf16>& filter, int in_channels, int out_channels,
+                        int taps, int k0)
+      : filter_(filter), taps_(taps), inner_(Gradient ? out_channels : in_channels) {
+    const int row = static_cast<int>(threadIdx.x) / kPieces;
+    const int piece = static_cast<int>(threadIdx.x) % kPieces * 8;
+    from_ = Gradient ? (row * taps + taps - 1) * inner_ + k0 + piece
+                     : (k0 + row) * taps * inner_ + piece;
+    to_ = row * kRowPitch + piece;
+    rows_ = (Gradient ? in_channels : out_channels - k0) - row;
+    left_ = (Gradient ? out_channels - k0 : in_channels) - piece;
   }
-}
 
+  __device__ __forceinline__ void operator()(int tap, int c0, const Smem<bf16>& to) const {
+    const int at = from_ + (Gradient ? (c0 * taps_ - tap) * inner_ : tap * inner_ + c0);
+    const int jump = kRowsAtOnce * taps_ * inner_;
+    const int rows = Gradient ? rows_ - c0 : rows_, left = Gradient ? left_ : left_ - c0;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j)
+      copy_run<Aligned>(to + (to_ + j * kRowsAtOnce * kRowPitch), filter_ + (at + j * jump),
+                        j * kRowsAtOnce < rows ? left : 0);
+  }
+
+ private:
+  static constexpr int kPieces = Gradient ? Columns / 8 : kUnits;  // of a row
+  static constexpr int kRowPitch = Gradient ? Columns + 8 : kPitch;
+  static constexpr int kRowsAtOnce = kConvThreads / kPieces;
+  static constexpr int kCount = Columns * kUnits / kConvThreads;
+
+  Global<const bf16> filter_;
+  int taps_, inner_;
+  int from_ = 0, to_ = 0;    // where the thread's first piece of tap 0 and channel 0 is, and goes
+  int rows_ = 0, left_ = 0;  // rows from there on, elements of the row from there on
+};
+
+template <bool Aligned>
 __device__ __forceinline__ void copy_halo(const ConvProblem& a, const Smem<int>& pixels, int c0,
                                           const Smem<bf16>& to) {
   const int count = a.tiles.halo() * kUnits;
+#pragma unroll 2  // more would cost registers
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kConvThreads) {
     const int unit = i % kUnits * 8;
-    copy_input(a.in, pixels[i / kUnits], c0 + unit, to + (i / kUnits * kPitch + unit));
+    copy_input<Aligned>(a.in, pixels[i / kUnits], c0 + unit, to + (i / kUnits * kPitch + unit));
   }
 }
 
 // The thread's own pieces first, first + 1, .. before `last`.
-__device__ __forceinline__ void transform_halo(const ConvProblem& a, const Smem<int>& pixels,
+__device__ __forceinline__ void transform_halo(const ConvProblem& a, int n, const Smem<int>& pixels,
                                                int c0, const Smem<bf16>& halo, int first,
                                                int last) {
   const int count = a.tiles.halo() * kUnits;
+#pragma unroll 1
   for (int j = first; j < last; ++j) {
     const int i = static_cast<int>(threadIdx.x) + j * kConvThreads, unit = i % kUnits * 8;
     if (i >= count) return;
-    transform_copied(a.in, pixels[i / kUnits], c0 + unit, halo + (i / kUnits * kPitch + unit));
+    transform_copied(a.in, n, pixels[i / kUnits], c0 + unit, halo + (i / kUnits * kPitch + unit));
   }
 }
 
@@ -93,7 +109,7 @@ __device__ __forceinline__ void copy_rows(const ConvProblem& a, const Tile& tile
     const int i = static_cast<int>(threadIdx.x) + j * kConvThreads;
     const int m = i / kUnits, unit = i % kUnits * 8;
     const int pixel = m < tile.rows ? static_cast<int>(output_pixel(a.tiles, tile, m)) : -1;
-    copy_input(a.shortcut, pixel, c0 + unit, to + (m * kPitch + unit));
+    copy_input<true>(a.shortcut, pixel, c0 + unit, to + (m * kPitch + unit));
   }
 }
 
@@ -101,7 +117,7 @@ __device__ __forceinline__ void copy_rows(const ConvProblem& a, const Tile& tile
 template <int Columns>
 struct WarpTile {
   static constexpr int kAcross = Columns / 32, kDown = 8 / kAcross;
-  static constexpr int kM = kRows / kDown / 16, kN = 4;  // mma tiles
+  static constexpr int kM = kRows / kDown / 16;  // mma tiles down; four across
   int row, column;
   __device__ WarpTile() : row(warp_id() / kAcross * (kM * 16)), column(warp_id() % kAcross * 32) {}
 };
@@ -170,7 +186,9 @@ constexpr __host__ __device__ int chunks_of(int channels) {
   return (channels + kChunk - 1) / kChunk;
 }
 
-template <bool Gradient, int Columns>
+// Aligned: all channel counts are multiples of 8; else nothing but taps, and pieces come by
+// scalars.
+template <bool Gradient, int Columns, bool Aligned>
 __global__ void __launch_bounds__(kConvThreads, 2) conv_kernel(const ConvProblem a) {
   constexpr int kFilterStage = filter_stage(Gradient, Columns);
   const ConvTiles& t = a.tiles;
@@ -195,16 +213,16 @@ __global__ void __launch_bounds__(kConvThreads, 2) conv_kernel(const ConvProblem
   const int more_end = part(chunks_of(more), a.splits, split + 1);
   const int steps = (end - first) * taps + more_end - more_first;
 
+  const FilterCopy<Gradient, Columns, Aligned> copy_filter(a.filter, channels, a.out.k, taps, k0);
   Cursor load{first, 0, more_first, 0};
   const auto copy_step = [&](int step) {
     if (step < steps) {
       const Smem<bf16> to = filters + load.stage * kFilterStage;
       if (load.chunk < end) {
-        copy_filter<Gradient, Columns>(a.filter, channels, a.out.k, taps, load.tap,
-                                       load.chunk * kChunk, k0, to);
-      } else {
-        copy_filter<false, Columns>(a.shortcut_filter, more, a.out.k, 1, 0, load.shortcut * kChunk,
-                                    k0, to);
+        copy_filter(load.tap, load.chunk * kChunk, to);
+      } else if constexpr (!Gradient && Aligned) {
+        FilterCopy<false, Columns, true>(a.shortcut_filter, more, a.out.k, 1, k0)(
+            0, load.shortcut * kChunk, to);
         copy_rows(a, tile, load.shortcut * kChunk, rows + load.stage * (kRows * kPitch));
       }
       load.advance(taps, end);
@@ -219,56 +237,56 @@ __global__ void __launch_bounds__(kConvThreads, 2) conv_kernel(const ConvProblem
   // A chunk's halo is under way from `buffers - 1` chunks before it on, and has come two steps
   // later.
   for (int i = first; i < end && i < first + a.buffers - 1; ++i)
-    copy_halo(a, pixels, i * kChunk, halo_of_chunk(i));
+    copy_halo<Aligned>(a, pixels, i * kChunk, halo_of_chunk(i));
   copy_step(0);
   copy_step(1);
-  if (a.in.transforms() && first < end) {
+  const bool transforms = !Gradient && Aligned && a.in.transforms();
+  if (transforms && first < end) {
     copy_async_wait<1>();
-    transform_halo(a, pixels, first * kChunk, halo_of_chunk(first), 0, pieces);
+    transform_halo(a, only_image(t, tile), pixels, first * kChunk, halo_of_chunk(first), 0, pieces);
   }
 
   const WarpTile<Columns> warp;
   constexpr int kM = WarpTile<Columns>::kM;
   const bool active = warp.row < tile.rows && k0 + warp.column < a.out.k;
   const int lane_row = lane_id() % 16, lane_column = lane_id() / 16 * 8;
-  int at[kM], row_at[kM];
+  int at[kM];  // of this lane's rows, in a halo or in the shortcut's rows
 #pragma unroll
-  for (int i = 0; i < kM; ++i) {
-    const int m = warp.row + i * 16 + lane_row;
-    at[i] = halo_of(t, tile, m) * kPitch + lane_column;
-    row_at[i] = m * kPitch + lane_column;
-  }
+  for (int i = 0; i < kM; ++i)
+    at[i] = halo_of(t, tile, warp.row + i * 16 + lane_row) * kPitch + lane_column;
   float sums[kM][4][4] = {};
 
   Cursor now{first, 0, more_first, 0};
-  int tap_row = 0, tap_column = 0;
+  int tap_column = 0, tap_offset = 0;  // offset: halo pixels from tap (0,0)
   for (int step = 0; step < steps; ++step) {
     copy_async_wait<1>();
     block_sync();
     const bool main = now.chunk < end;
     if (main && now.tap == 0 && now.chunk + a.buffers - 1 < end)
-      copy_halo(a, pixels, (now.chunk + a.buffers - 1) * kChunk,
-                halo_of_chunk(now.chunk + a.buffers - 1));
+      copy_halo<Aligned>(a, pixels, (now.chunk + a.buffers - 1) * kChunk,
+                         halo_of_chunk(now.chunk + a.buffers - 1));
     copy_step(step + 2);
-    if (a.in.transforms() && main && now.chunk + 1 < end) {
+    if (transforms && main && now.chunk + 1 < end) {
       const int from = taps < 3 ? taps - 1 : 2;  // the step by which the next chunk has come
       if (now.tap >= from)
-        transform_halo(a, pixels, (now.chunk + 1) * kChunk, halo_of_chunk(now.chunk + 1),
-                       now.tap - from, now.tap == taps - 1 ? pieces : now.tap - from + 1);
+        transform_halo(a, only_image(t, tile), pixels, (now.chunk + 1) * kChunk,
+                       halo_of_chunk(now.chunk + 1), now.tap - from,
+                       now.tap == taps - 1 ? pieces : now.tap - from + 1);
+    }
+    if (!Gradient && now.chunk == end && now.shortcut == more_first) {
+#pragma unroll
+      for (int i = 0; i < kM; ++i) at[i] = (warp.row + i * 16 + lane_row) * kPitch + lane_column;
     }
     if (active) {
-      const Smem<bf16> b = filters + now.stage * kFilterStage;
-      if (main)
-        multiply<Gradient, Columns, kM>(
-            halo_of_chunk(now.chunk) + (tap_row * t.halo_w + tap_column) * kPitch, at, b,
-            warp.column, sums);
-      else if constexpr (!Gradient)
-        multiply<false, Columns, kM>(rows + now.stage * (kRows * kPitch), row_at, b, warp.column,
-                                     sums);
+      const Smem<bf16> from = main ? halo_of_chunk(now.chunk) + tap_offset * kPitch
+                                   : rows + now.stage * (kRows * kPitch);
+      multiply<Gradient, Columns, kM>(from, at, filters + now.stage * kFilterStage, warp.column,
+                                      sums);
     }
+    ++tap_offset;
     if (++tap_column == t.s) {
       tap_column = 0;
-      if (++tap_row == t.r) tap_row = 0;
+      tap_offset = now.tap == taps - 1 ? 0 : tap_offset + t.halo_w - t.s;
     }
     now.advance(taps, end);
   }
@@ -334,10 +352,11 @@ struct Shape2 {
 };
 
 // How the problem is cut into blocks; shared = more than there is where it does not fit.
-Shape2 choose_shape(const ConvTiles& t, int channels, int more, int k, bool gradient) {
+Shape2 choose_shape(const ConvTiles& t, int channels, int more, int k, bool gradient,
+                    bool aligned) {
   Shape2 s;
   const int rest = k % 128;
-  s.columns = rest > 0 && rest <= 64 ? 64 : 128;
+  s.columns = !aligned || (rest > 0 && rest <= 64) ? 64 : 128;
   s.buffers = t.taps() < 3 ? 4 : 2;
   const size_t halo = static_cast<size_t>(t.halo()) * kPitch;
   s.shared = shared_bytes<bf16>(static_cast<size_t>(s.buffers) * halo) +
@@ -360,7 +379,7 @@ struct Launch {
   ConvTiles tiles;
   Shape2 shape = {};
   int k = 0;
-  bool gradient = false;
+  bool gradient = false, aligned = true;
 
   int blocks() const { return (k + shape.columns - 1) / shape.columns; }
   int pitch() const { return blocks() * shape.columns; }
@@ -370,6 +389,15 @@ struct Launch {
            kRows * static_cast<size_t>(pitch());
   }
   bool fits() const { return shape.shared <= kMaxSharedBytes; }
+  template <bool Gradient>
+  void start(const LaunchShape& grid, const Run& r, const ConvProblem& a) const {
+    if (!aligned)
+      launch<conv_kernel<Gradient, 64, false>>(grid, r.stream, a);
+    else if (shape.columns == 128)
+      launch<conv_kernel<Gradient, 128, true>>(grid, r.stream, a);
+    else
+      launch<conv_kernel<Gradient, 64, true>>(grid, r.stream, a);
+  }
   void run(ConvProblem a, const Run& r) const {
     a.tiles = tiles;
     a.splits = shape.splits;
@@ -380,14 +408,10 @@ struct Launch {
                            .grid_y = static_cast<unsigned>(shape.splits),
                            .block = kConvThreads,
                            .shared = shape.shared};
-    if (gradient && shape.columns == 128)
-      launch<conv_kernel<true, 128>>(grid, r.stream, a);
-    else if (gradient)
-      launch<conv_kernel<true, 64>>(grid, r.stream, a);
-    else if (shape.columns == 128)
-      launch<conv_kernel<false, 128>>(grid, r.stream, a);
+    if (gradient)
+      start<true>(grid, r, a);
     else
-      launch<conv_kernel<false, 64>>(grid, r.stream, a);
+      start<false>(grid, r, a);
     if (shape.splits == 1) return;
     const int finish = tiles.count * ((k + kFinishColumns - 1) / kFinishColumns);
     launch<conv_finish_kernel>(
@@ -404,9 +428,9 @@ ConvPlan tensor_forward(const ConvDesc& d, const ConvSlots& s, Out y, Out statis
   const bool aligned =
       d.x.c % 8 == 0 && d.c2 % 8 == 0 && d.shortcut_c % 8 == 0 && d.shortcut_c2 % 8 == 0;
   if (!aligned && (d.c2 > 0 || d.transform.any() || d.shortcut_c > 0)) return {};
-  Launch plan{.tiles = forward_tiles(d, kRows), .k = d.k};
+  Launch plan{.tiles = forward_tiles(d, kRows), .k = d.k, .aligned = aligned};
   const int more = d.shortcut_c + d.shortcut_c2;
-  plan.shape = choose_shape(plan.tiles, d.c(), more, d.k, false);
+  plan.shape = choose_shape(plan.tiles, d.c(), more, d.k, false, aligned);
   if (!plan.fits()) return {};
   return {plan.workspace(), [=](const Run& r) {
             ConvProblem a;
@@ -422,8 +446,9 @@ ConvPlan tensor_forward(const ConvDesc& d, const ConvSlots& s, Out y, Out statis
 }
 
 ConvPlan tensor_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx, Write write) {
-  Launch plan{.tiles = dgrad_tiles(d, kRows), .k = d.x.c, .gradient = true};
-  plan.shape = choose_shape(plan.tiles, d.k, 0, d.x.c, true);
+  const bool aligned = d.x.c % 8 == 0 && d.k % 8 == 0;
+  Launch plan{.tiles = dgrad_tiles(d, kRows), .k = d.x.c, .gradient = true, .aligned = aligned};
+  plan.shape = choose_shape(plan.tiles, d.k, 0, d.x.c, true, aligned);
   if (!plan.fits()) return {};
   return {plan.workspace(), [=](const Run& r) {
             ConvProblem a;
