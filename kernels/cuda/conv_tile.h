@@ -134,11 +134,18 @@ __device__ __forceinline__ int stored_pixel(const ConvTiles& t, int n, int y, in
   }
   return (n * t.h + y) * t.w + x;
 }
-__device__ __forceinline__ int halo_pixel(const ConvTiles& t, const Tile& tile, int index) {
+// Where an index of a halo lies in it, in one word: image, row and column, 10 bits each.
+inline constexpr int kMaxHaloSide = 1023;
+__device__ __forceinline__ int halo_place(const ConvTiles& t, int index) {
   const int box = t.halo_h * t.halo_w, image = index / box, i = index - image * box;
-  const int y = i / t.halo_w, x = i - y * t.halo_w;
-  return stored_pixel(t, tile.n + image, tile.p * t.stride - t.pad_top + y,
-                      tile.q * t.stride - t.pad_left + x);
+  const int y = i / t.halo_w;
+  return image << 20 | y << 10 | (i - y * t.halo_w);
+}
+// The stored pixel at a place of a tile's halo; -1 on padding.
+__device__ __forceinline__ int halo_pixel(const ConvTiles& t, const Tile& tile, int place) {
+  return stored_pixel(t, tile.n + (place >> 20),
+                      tile.p * t.stride - t.pad_top + (place >> 10 & 1023),
+                      tile.q * t.stride - t.pad_left + (place & 1023));
 }
 
 // The input: one or two tensors along the channels, and what happens to them.

@@ -39,6 +39,7 @@ constexpr int kInputs = 32 * Across;
 struct TileParts {
   Smem<bf16> x, dy;
   Smem<int> pixels;  // of each piece of x, for the thread that copied it
+  Smem<int> places;  // of the halo
 };
 
 template <int Across, bool Aligned>
@@ -48,7 +49,7 @@ __device__ __forceinline__ void copy_tile(const FilterProblem& a, const Tile& ti
   const int thread = static_cast<int>(threadIdx.x);
 #pragma unroll 1  // more would cost registers
   for (int i = thread; i < a.tiles.halo() * kUnits; i += kConvThreads) {
-    const int pixel = halo_pixel(a.tiles, tile, i / kUnits), unit = i % kUnits * 8;
+    const int pixel = halo_pixel(a.tiles, tile, to.places[i / kUnits]), unit = i % kUnits * 8;
     to.pixels[i] = pixel;
     copy_input<Aligned>(a.in, pixel, c0 + unit, to.x + (i / kUnits * kPitch + unit));
   }
@@ -139,9 +140,13 @@ __global__ void __launch_bounds__(kConvThreads, 1) conv_wgrad_kernel(const Filte
   const Smem<bf16> x = shared.take<bf16>(2 * t.halo() * kPitch);
   const Smem<bf16> dy = shared.take<bf16>(2 * kRows * kOutputPitch);
   const Smem<int> pixels = shared.take<int>(2 * t.halo() * kUnits);
+  const Smem<int> places = shared.take<int>(t.halo());
+  for (int i = static_cast<int>(threadIdx.x); i < t.halo(); i += kConvThreads)
+    places[i] = halo_place(t, i);
+  block_sync();
   const auto parts = [&](int buffer) {
     return TileParts{x + buffer * (t.halo() * kPitch), dy + buffer * (kRows * kOutputPitch),
-                     pixels + buffer * (t.halo() * kUnits)};
+                     pixels + buffer * (t.halo() * kUnits), places};
   };
 
   const int index = static_cast<int>(blockIdx.x), down = index / a.across;
@@ -185,7 +190,7 @@ size_t shared_of(const ConvTiles& t) {
   const size_t halo = 2 * static_cast<size_t>(t.halo());
   return shared_bytes<bf16>(halo * (kInputs<Across> + 8)) +
          shared_bytes<bf16>(size_t{2} * kRows * kOutputPitch) +
-         shared_bytes<int>(halo * kInputs<Across> / 8);
+         shared_bytes<int>(halo * kInputs<Across> / 8) + shared_bytes<int>(halo / 2);
 }
 
 template <int Taps, int Across, bool Aligned>
@@ -193,7 +198,8 @@ ConvPlan plan_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter, W
   constexpr int kBlocksWanted = 132;  // one on each multiprocessor
   const ConvTiles tiles = forward_tiles(d, kRows);
   const LaunchShape probe{.shared = shared_of<Across>(tiles)};
-  if (probe.shared > kMaxSharedBytes) return {};
+  if (probe.shared > kMaxSharedBytes || tiles.halo_h > kMaxHaloSide || tiles.halo_w > kMaxHaloSide)
+    return {};
   const int across = (d.c() + kInputs<Across> - 1) / kInputs<Across>;
   const int blocks = across * ((d.k + kOutputs - 1) / kOutputs);
   int splits = kBlocksWanted / blocks;
