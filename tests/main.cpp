@@ -1,9 +1,11 @@
 // The one translation unit that compiles Catch2's main. --simt-coverage: runs the tests of the CUDA
-// kernels, then says which kernels ran on the host; fails if one did not.
+// kernels, then says which kernels ran on the host; fails if one did not. --device cuda: the tests
+// of the kernels (simt.*) run them on a GPU.
 #define CATCH_CONFIG_RUNNER
 #include <catch2/catch.hpp>
 #include <iostream>
 
+#include "tests/kernel_backend.h"
 #include "tests/simt/machine.h"
 
 namespace {
@@ -24,9 +26,18 @@ bool print_coverage() {
 int main(int argc, char* argv[]) {
   Catch::Session session;
   bool coverage = false;
-  session.cli(session.cli() | Catch::clara::Opt(coverage)["--simt-coverage"](
-                                  "run the simt tests and list the kernels that did not run"));
+  std::string device = "host";
+  session.cli(session.cli() |
+              Catch::clara::Opt(coverage)["--simt-coverage"](
+                  "run the simt tests and list the kernels that did not run") |
+              Catch::clara::Opt(device, "host|cuda")["--device"]("what runs the CUDA kernels"));
   if (const int bad = session.applyCommandLine(argc, argv)) return bad;
+  if (device == "cuda") {
+    ddpm::test::kernel_device() = ddpm::test::KernelDevice::kGpu;
+  } else if (device != "host") {
+    std::cerr << "--device " << device << ": allowed are host, cuda\n";
+    return 2;
+  }
   if (coverage) session.configData().testsOrTags = {"simt.*"};
   const int failed = session.run();
   if (!coverage) return failed;

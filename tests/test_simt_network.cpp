@@ -9,8 +9,8 @@
 #include "model/presets.h"
 #include "model/trainer.h"
 #include "tests/golden.h"
+#include "tests/kernel_backend.h"
 #include "tests/simt/machine.h"
-#include "tests/simt/simt_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;
@@ -87,7 +87,7 @@ std::vector<float> sample(Backend& backend, SamplerKind kind) {
 
 TEST_CASE("simt.network: 20 training steps in fp32 are the CPU's", "[simt]") {
   const Trained cpu = train(*make_cpu_backend({.precision = Precision::kFp32}), 20);
-  const Trained simt = train(*test::make_simt_backend(DType::kF32), 20);
+  const Trained simt = train(*test::make_kernel_backend(DType::kF32), 20);
   CHECK(test::relative_error(simt.weights, cpu.weights) <= 1e-4);
   CHECK(test::relative_error(simt.ema, cpu.ema) <= 1e-4);
   for (size_t i = 0; i < cpu.losses.size(); ++i)
@@ -98,16 +98,16 @@ TEST_CASE("simt.network: 20 training steps in fp32 are the CPU's", "[simt]") {
 // pixels, and the weights of both runs drift apart slowly.
 TEST_CASE("simt.network: 20 training steps in bf16 follow the CPU's loss", "[simt]") {
   const Trained cpu = train(*make_cpu_backend({.precision = Precision::kFp32}), 20);
-  const Trained simt = train(*test::make_simt_backend(DType::kBF16), 20);
+  const Trained simt = train(*test::make_kernel_backend(DType::kBF16), 20);
   for (size_t i = 0; i < cpu.losses.size(); ++i)
     CHECK(simt.losses[i] == Approx(cpu.losses[i]).epsilon(0.02));
   CHECK(simt.losses.back() < simt.losses.front());
 }
 
 TEST_CASE("simt.network: the order of warps and blocks does not change a bit", "[simt]") {
-  const Trained a = train(*test::make_simt_backend(DType::kBF16), 2);
+  const Trained a = train(*test::make_kernel_backend(DType::kBF16), 2);
   simt::options().seed = 12345;
-  const Trained b = train(*test::make_simt_backend(DType::kBF16), 2);
+  const Trained b = train(*test::make_kernel_backend(DType::kBF16), 2);
   simt::options().seed = 0;
   CHECK((a.weights == b.weights));
   CHECK((a.losses == b.losses));
@@ -117,7 +117,7 @@ TEST_CASE("simt.network: samplers in fp32 draw the CPU's images, in bf16 nearly 
   for (SamplerKind kind : {SamplerKind::kDdpm, SamplerKind::kDdim, SamplerKind::kDpmpp2m}) {
     const auto cpu = sample(*make_cpu_backend({.precision = Precision::kFp32}), kind);
     INFO(name_of(kind));
-    CHECK(test::relative_error(sample(*test::make_simt_backend(DType::kF32), kind), cpu) <= 1e-4);
-    CHECK(test::relative_error(sample(*test::make_simt_backend(DType::kBF16), kind), cpu) <= 0.02);
+    CHECK(test::relative_error(sample(*test::make_kernel_backend(DType::kF32), kind), cpu) <= 1e-4);
+    CHECK(test::relative_error(sample(*test::make_kernel_backend(DType::kBF16), kind), cpu) <= 0.02);
   }
 }

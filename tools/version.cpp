@@ -7,9 +7,11 @@
 namespace ddpm::tools {
 
 std::string version_text() {
-  return format("ddpm %s (%s)\n%s\nnlohmann/json %d.%d.%d, CLI11 %s", kVersion, kCommit,
-                cpu_libraries().c_str(), NLOHMANN_JSON_VERSION_MAJOR, NLOHMANN_JSON_VERSION_MINOR,
-                NLOHMANN_JSON_VERSION_PATCH, CLI11_VERSION);
+  std::string text = format("ddpm %s (%s)\n", kVersion, kCommit);
+  for (const std::string& libraries : {cpu_libraries(), cuda_libraries()})
+    if (!libraries.empty()) text += libraries + "\n";
+  return text + format("nlohmann/json %d.%d.%d, CLI11 %s", NLOHMANN_JSON_VERSION_MAJOR,
+                       NLOHMANN_JSON_VERSION_MINOR, NLOHMANN_JSON_VERSION_PATCH, CLI11_VERSION);
 }
 
 }  // namespace ddpm::tools

@@ -1,6 +1,7 @@
 #include "kernels/cuda/cuda_device.h"
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/conv.h"
 
 namespace ddpm {
 namespace cuda {
@@ -37,23 +38,31 @@ const char* precision_name(Precision p) {
 
 cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
 
+size_t free_bytes() {
+  size_t available = 0, total = 0;
+  check(cudaMemGetInfo(&available, &total), "size of the memory");
+  return available;
+}
+
 class DeviceMemory final : public Memory {
  public:
-  DeviceMemory(int device, size_t bytes) : device_(device), bytes_(bytes) {
+  DeviceMemory(int device, size_t bytes, std::shared_ptr<MemoryBudget> budget)
+      : device_(device), bytes_(bytes), budget_(std::move(budget)) {
     // The backend never hands out a null address.
-    const cudaError_t status = cudaMalloc(&data_, bytes == 0 ? 1 : bytes);
-    if (status == cudaSuccess) return;
-    size_t available = 0, total = 0;
-    cudaMemGetInfo(&available, &total);
-    cudaGetLastError();
-    if (status == cudaErrorMemoryAllocation)
+    cudaError_t status = cudaErrorMemoryAllocation;
+    if (bytes <= budget_->left(bytes)) status = cudaMalloc(&data_, bytes == 0 ? 1 : bytes);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // it is reported here
       fail(Status::kMemory,
-           "out of device memory: %.2f GiB asked for at once, %.2f GiB of %.2f GiB are free; use a "
-           "smaller --batch-size",
-           gib(bytes), gib(available), gib(total));
+           "out of device memory: %.2f GiB asked for at once, %.2f GiB are free; use a smaller "
+           "--batch-size",
+           gib(bytes), gib(budget_->left(free_bytes())));
+    }
     check(status, "allocation");
+    budget_->take(bytes);
   }
   ~DeviceMemory() override {
+    budget_->give_back(bytes_);
     cudaSetDevice(device_);
     cudaFree(data_);
   }
@@ -67,6 +76,7 @@ class DeviceMemory final : public Memory {
 
   int device_;
   size_t bytes_;
+  std::shared_ptr<MemoryBudget> budget_;
   void* data_ = nullptr;
 };
 
@@ -100,11 +110,17 @@ class GraphRecording final : public Recording {
 }  // namespace
 
 CudaDevice::CudaDevice(const BackendOptions& options, int device)
-    : CudaBackend(type_for(options.precision)), options_(options), device_(device) {
+    : CudaBackend(type_for(options.precision)),
+      options_(options),
+      device_(device),
+      budget_(std::make_shared<MemoryBudget>(options.memory_budget)) {
   std::string why;
   const int count = count_devices(why);
   if (count == 0)
-    fail(Status::kDevice, "no CUDA device: %s; use --device cpu, or see ddpm doctor", why.c_str());
+    fail(Status::kDevice,
+         "no CUDA device: %s; install an NVIDIA driver for CUDA 13 (580 or later) or use --device "
+         "cpu",
+         why.c_str());
   if (device < 0 || device >= count)
     fail(Status::kDevice, "no CUDA device %d: there %s %d, from 0", device,
          count == 1 ? "is" : "are", count);
@@ -119,6 +135,12 @@ CudaDevice::CudaDevice(const BackendOptions& options, int device)
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
   stream_ = stream;
   cublas_ = std::make_unique<CublasLt>(options.precision == Precision::kTf32);
+  CudnnConvOptions conv;
+  conv.compute_type = compute_type();
+  conv.exact_fp32 = options.precision == Precision::kFp32;
+  conv.tuning_seconds = 60;
+  conv.device = chip_;
+  cudnn_ = std::make_unique<CudnnConvolutions>(CudnnTarget::current_device(), conv);
 }
 
 CudaDevice::~CudaDevice() {
@@ -128,7 +150,10 @@ CudaDevice::~CudaDevice() {
 void CudaDevice::use() const { check(cudaSetDevice(device_), "choice of the device"); }
 
 std::string CudaDevice::description() const {
-  return format("%s, %s", chip_.c_str(), precision_name(options_.precision));
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
+  return format("%s, driver for CUDA %d.%d, %s", chip_.c_str(), driver / 1000, driver % 1000 / 10,
+                precision_name(options_.precision));
 }
 
 std::string CudaDevice::numerics() const {
@@ -139,9 +164,14 @@ std::string CudaDevice::numerics() const {
 
 std::unique_ptr<Memory> CudaDevice::allocate(size_t bytes) {
   use();
-  auto memory = std::make_unique<DeviceMemory>(device_, bytes);
+  auto memory = std::make_unique<DeviceMemory>(device_, bytes, budget_);
   fill(memory->data(), 0, bytes);
   return memory;
+}
+
+size_t CudaDevice::available_bytes() const {
+  use();
+  return budget_->left(free_bytes());
 }
 
 void CudaDevice::upload(void* device, const void* host, size_t bytes) {
@@ -169,6 +199,39 @@ std::unique_ptr<Recording> CudaDevice::record(const std::function<void()>& calls
   return std::make_unique<GraphRecording>(stream_, calls);
 }
 
+bool CudaDevice::by_library(const ConvDesc& d) const {
+  ConvDesc rest = d;  // without what a pass behind the library adds
+  rest.residual = false;
+  rest.sample_bias_stride = rest.sample_bias_offset = 0;
+  return !options_.batch_invariant && rest.plain();
+}
+
+Call CudaDevice::conv_pack(const ConvDesc&, ConvPass, In, Out) {
+  fail(Status::kBug, "CUDA packs no filters");
+}
+
+// What is not plain is declined unless our own convolution must do everything: written-out inputs
+// and the library are the default until a GPU has timed both.
+std::optional<Call> CudaDevice::conv_forward(const ConvDesc& d, const ConvSlots& s, Out y,
+                                             Out statistics) {
+  if (by_library(d)) return cudnn_->forward(d, s, y);
+  if (!options_.batch_invariant) return std::nullopt;
+  return cuda::conv_forward(compute_type(), d, s, y, statistics);
+}
+
+std::optional<Call> CudaDevice::conv_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
+                                           Write write) {
+  if (by_library(d)) return cudnn_->dgrad(d, s, dy, dx, write);
+  return cuda::conv_dgrad(compute_type(), d, s, dy, dx, write);
+}
+
+std::optional<Call> CudaDevice::conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy,
+                                           Out dfilter, Write write) {
+  if (by_library(d)) return cudnn_->wgrad(d, s, dy, dfilter, write);
+  if (!options_.batch_invariant) return std::nullopt;
+  return cuda::conv_wgrad(compute_type(), d, s, dy, dfilter, write);
+}
+
 Call CudaDevice::gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c, Write write) {
   return cublas_->gemm(g, a, b, bias, residual, c, write);
 }
@@ -182,6 +245,14 @@ std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options, int de
 bool cuda_device_found() {
   std::string why;
   return cuda::count_devices(why) > 0;
+}
+
+std::string cuda_libraries() {
+  int runtime = 0;
+  cudaRuntimeGetVersion(&runtime);
+  const size_t cublas = cublasLtGetVersion();
+  return format("CUDA %d.%d, cuBLASLt %zu.%zu.%zu, cuDNN %s", runtime / 1000, runtime % 1000 / 10,
+                cublas / 10000, cublas / 100 % 100, cublas % 100, cuda::cudnn_version().c_str());
 }
 
 }  // namespace ddpm

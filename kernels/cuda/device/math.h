@@ -23,6 +23,10 @@ __device__ __forceinline__ float fast_sigmoid(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + e));
   return y;
 }
+// sin(pi x) and cos(pi x) within 2^-23; the reduction of x is exact.
+__device__ __forceinline__ void sincos_pi(float x, float& sine, float& cosine) {
+  sincospif(x, &sine, &cosine);
+}
 
 // Two rounded values, `low` in the lower half.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {

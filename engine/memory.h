@@ -1,0 +1,18 @@
+// What a graph takes of a backend's memory, known before any is taken.
+#pragma once
+
+#include <cstddef>
+
+#include "engine/graph.h"
+
+namespace ddpm {
+
+// Bytes an Executor of this graph allocates: the planned arena, persistent tensors, the shadow of
+// the weights; without the parameter arenas.
+size_t planned_bytes(const Graph& g);
+
+// Error(kMemory) unless the backend has that much and `fixed` bytes (parameter arenas, the data
+// set) beside: what is needed, what is free, and the batch that would fit. `batch` is the graph's.
+void require_memory(const Graph& g, size_t fixed, int batch);
+
+}  // namespace ddpm

@@ -1,0 +1,17 @@
+// The backend that runs the CUDA kernels in the tests: the host's execution of them, or, with
+// `ddpm_tests --device cuda`, a GPU, which then runs the same cases over whole grids.
+#pragma once
+
+#include <memory>
+
+#include "kernels/backend.h"
+
+namespace ddpm::test {
+
+enum class KernelDevice { kHost, kGpu };
+KernelDevice& kernel_device();
+
+// compute_type kF32 (exact on a GPU as well) or kBF16.
+std::unique_ptr<Backend> make_kernel_backend(DType compute_type);
+
+}  // namespace ddpm::test
