@@ -13,6 +13,23 @@ constexpr int kChunk = 32;
 constexpr int kRows = 128, kColumns = 64;
 constexpr int kRowPitch = kRows + 4, kColumnPitch = kColumns + 4;
 
+// The transform of an element, wherever it lies.
+template <typename T>
+__device__ __forceinline__ float transform_one(const ConvInput<T>& in, int n, int pixel, int c,
+                                               float v) {
+  if (in.affine) {
+    const auto pair = in.scale_shift + (int64_t{n} * in.channels() + c) * 2;
+    v = v * pair[0] + pair[1];
+  }
+  if (in.silu) v *= fast_sigmoid(v);
+  if (in.threshold == 0) return v;
+  const int64_t element = int64_t{pixel - n * in.pixels} * in.channels() + c;
+  const Philox4 words = draw(in, n, element);
+  const int index = static_cast<int>(element % 8);
+  const uint32_t low = index < 2 ? words[0] : words[1], high = index < 6 ? words[2] : words[3];
+  return drop(in, index < 4 ? low : high, index % 2, v);
+}
+
 // Up to eight channels of a stored pixel in fp32, transformed; zeros on padding and behind the end.
 template <typename T>
 __device__ __forceinline__ void load_input(const ConvInput<T>& in, int pixel, int c,
@@ -21,25 +38,26 @@ __device__ __forceinline__ void load_input(const ConvInput<T>& in, int pixel, in
   for (int i = 0; i < 8; ++i) v[i] = 0;
   const int channels = in.channels();
   if (pixel < 0 || c >= channels) return;
+  const int n = pixel / in.pixels;
   if (in.aligned) {
     if (c < in.c1)
       load_floats<T>(in.x + (int64_t{pixel} * in.c1 + c), v);
     else
       load_floats<T>(in.x2 + (int64_t{pixel} * in.c2 + (c - in.c1)), v);
-    transform<true>(in, pixel, c, v);
+    normalise(in, n, c, v);
+    if (in.threshold == 0) return;
+    const Philox4 words = draw(in, n, int64_t{pixel - n * in.pixels} * channels + c);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = drop(in, words[static_cast<size_t>(i / 2)], i % 2, v[i]);
     return;
   }
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    if (c + i < in.c1)
-      v[i] = to_float(T(in.x[int64_t{pixel} * in.c1 + c + i]));
-    else if (c + i < channels)
-      v[i] = to_float(T(in.x2[int64_t{pixel} * in.c2 + c + i - in.c1]));
+    if (c + i >= channels) continue;
+    v[i] = c + i < in.c1 ? to_float(T(in.x[int64_t{pixel} * in.c1 + c + i]))
+                         : to_float(T(in.x2[int64_t{pixel} * in.c2 + c + i - in.c1]));
+    v[i] = transform_one(in, n, pixel, c + i, v[i]);
   }
-  transform<false>(in, pixel, c, v);
-#pragma unroll
-  for (int i = 0; i < 8; ++i)
-    if (c + i >= channels) v[i] = 0;
 }
 
 template <typename T>

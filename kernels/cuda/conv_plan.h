@@ -23,6 +23,8 @@ inline void check_conv(const ConvDesc& d, const char* op) {
   DDPM_CHECK(d.x.n * d.x.pixels() * 4 <= std::numeric_limits<int>::max() &&
                  d.x.n * d.y().pixels() <= std::numeric_limits<int>::max(),
              "%s: %s has too many pixels", op, to_string(d.x).c_str());
+  DDPM_CHECK(d.filter().count() <= std::numeric_limits<int>::max() / 2, "%s: filter %s", op,
+             to_string(d.filter()).c_str());
   DDPM_CHECK(d.sample_bias_stride == 0 ||
                  (d.sample_bias_offset >= 0 && d.sample_bias_offset + d.k <= d.sample_bias_stride),
              "%s: sample bias %d + %d of stride %d", op, d.sample_bias_offset, d.k,

@@ -11,7 +11,6 @@
 #include <device/launch.h>
 #include <device/memory.h>
 
-#include "kernels/cuda/silu.h"
 #include "kernels/cuda/vec.h"
 #include "kernels/desc.h"
 #include "kernels/philox.h"
@@ -110,6 +109,11 @@ __device__ __forceinline__ int image_of(const ConvTiles& t, const Tile& tile, in
   return t.tile_images > 1 ? tile.n + m / t.pixels() : tile.n;
 }
 
+// The image of all of the tile's pixels, or -1.
+__device__ __forceinline__ int only_image(const ConvTiles& t, const Tile& tile) {
+  return t.tile_images > 1 ? -1 : tile.n;
+}
+
 // Halo pixel under tap (0,0) of row m; of a row there is if m is none.
 __device__ __forceinline__ int halo_of(const ConvTiles& t, const Tile& tile, int m) {
   if (m >= tile.rows) m = 0;
@@ -130,11 +134,18 @@ __device__ __forceinline__ int stored_pixel(const ConvTiles& t, int n, int y, in
   }
   return (n * t.h + y) * t.w + x;
 }
-__device__ __forceinline__ int halo_pixel(const ConvTiles& t, const Tile& tile, int index) {
+// Where an index of a halo lies in it, in one word: image, row and column, 10 bits each.
+inline constexpr int kMaxHaloSide = 1023;
+__device__ __forceinline__ int halo_place(const ConvTiles& t, int index) {
   const int box = t.halo_h * t.halo_w, image = index / box, i = index - image * box;
-  const int y = i / t.halo_w, x = i - y * t.halo_w;
-  return stored_pixel(t, tile.n + image, tile.p * t.stride - t.pad_top + y,
-                      tile.q * t.stride - t.pad_left + x);
+  const int y = i / t.halo_w;
+  return image << 20 | y << 10 | (i - y * t.halo_w);
+}
+// The stored pixel at a place of a tile's halo; -1 on padding.
+__device__ __forceinline__ int halo_pixel(const ConvTiles& t, const Tile& tile, int place) {
+  return stored_pixel(t, tile.n + (place >> 20),
+                      tile.p * t.stride - t.pad_top + (place >> 10 & 1023),
+                      tile.q * t.stride - t.pad_left + (place & 1023));
 }
 
 // The input: one or two tensors along the channels, and what happens to them.
@@ -155,62 +166,45 @@ struct ConvInput {
   __host__ __device__ bool transforms() const { return affine || silu || threshold > 0; }
 };
 
-// The 16 bits that decide on an element of an image; `words` are those of its block.
-__device__ __forceinline__ uint32_t dropout_decision(const Philox4& words, int index) {
-  const uint32_t low = index < 2 ? words[0] : words[1], high = index < 6 ? words[2] : words[3];
-  return (index < 4 ? low : high) >> (16 * (index & 1)) & 0xFFFFu;
-}
-
-// v = the transform of channels c.. of a stored pixel. Aligned: in.aligned is known to hold.
-template <bool Aligned, typename T>
-__device__ __forceinline__ void transform(const ConvInput<T>& in, int pixel, int c, float (&v)[8]) {
-  const int channels = in.channels(), n = pixel / in.pixels;
+// v = silu(v * scale + shift), each as the input asks, from channel c on; in.aligned holds.
+template <int N, typename T>
+__device__ __forceinline__ void normalise(const ConvInput<T>& in, int n, int c, float (&v)[N]) {
   if (in.affine) {
-    const auto from = in.scale_shift + (int64_t{n} * channels + c) * 2;
-    if constexpr (Aligned) {
+    const auto from = in.scale_shift + (int64_t{n} * in.channels() + c) * 2;
 #pragma unroll
-      for (int i = 0; i < 8; i += 2) {
-        float f[4];
-        load_floats<float>(from + 2 * i, f);
-        v[i] = v[i] * f[0] + f[1];
-        v[i + 1] = v[i + 1] * f[2] + f[3];
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (c + i < channels) v[i] = v[i] * from[2 * i] + from[2 * i + 1];
+    for (int i = 0; i < N; i += 2) {
+      float f[4];
+      load_floats<float>(from + 2 * i, f);
+      v[i] = v[i] * f[0] + f[1];
+      v[i + 1] = v[i + 1] * f[2] + f[3];
     }
   }
   if (in.silu) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = silu_value(v[i]);
+    for (int i = 0; i < N; ++i) v[i] *= fast_sigmoid(v[i]);
   }
-  if (in.threshold == 0) return;
+}
+
+// Draws of dropout on an image's elements: block e / 8 decides on e.
+template <typename T>
+__device__ __forceinline__ Philox4 draw(const ConvInput<T>& in, int n, int64_t element) {
   const RandomStream stream{.seed = in.state[0].seed,
                             .purpose = Purpose::kDropout,
                             .sample = static_cast<uint64_t>(n),
                             .step = static_cast<uint32_t>(in.state[0].step),
                             .layer = in.layer};
-  const int64_t element = int64_t{pixel - n * in.pixels} * channels + c;
-  Philox4 words = stream.block(static_cast<uint32_t>(element / 8));
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    uint32_t bits = 0;
-    if constexpr (Aligned) {
-      bits = dropout_bits(words, i);
-    } else {
-      const int64_t e = element + i;
-      if (i > 0 && e % 8 == 0) words = stream.block(static_cast<uint32_t>(e / 8));
-      bits = dropout_decision(words, static_cast<int>(e % 8));
-    }
-    v[i] = bits >= in.threshold ? v[i] * in.factor : 0.0f;
-  }
+  return stream.block(static_cast<uint32_t>(element / 8));
+}
+template <typename T>
+__device__ __forceinline__ float drop(const ConvInput<T>& in, uint32_t word, int half, float v) {
+  return (word >> (16 * half) & 0xFFFFu) >= in.threshold ? v * in.factor : 0.0f;
 }
 
-// Eight elements to shared memory of which `count` exist (<= 0: none), zeros for the rest.
-template <typename To, typename From>
-__device__ __forceinline__ void copy_run(const To& to, const From& from, int count, bool aligned) {
-  if (aligned) {
+// Eight elements to shared memory of which `count` exist (<= 0: none), zeros for the rest. Aligned:
+// `from` is, and all or none exist.
+template <bool Aligned, typename To, typename From>
+__device__ __forceinline__ void copy_run(const To& to, const From& from, int count) {
+  if constexpr (Aligned) {
     copy_async(to, from, count > 0);
     return;
   }
@@ -222,26 +216,39 @@ __device__ __forceinline__ void copy_run(const To& to, const From& from, int cou
 }
 
 // Channels c.. of a stored pixel, or zeros where that is padding.
-template <typename To>
+template <bool Aligned, typename To>
 __device__ __forceinline__ void copy_input(const ConvInput<bf16>& in, int pixel, int c,
                                            const To& to) {
   const int count = pixel < 0 ? 0 : in.channels() - c;
-  const int64_t at = pixel < 0 ? 0 : pixel;
-  if (c < in.c1)
-    copy_run(to, in.x + (at * in.c1 + c), count, in.aligned);
-  else
-    copy_run(to, in.x2 + (at * in.c2 + (c - in.c1)), in.c2 > 0 ? count : 0, in.aligned);
+  const bool second = Aligned && c >= in.c1 && in.c2 > 0;
+  const auto from = second ? in.x2 : in.x;
+  const int width = second ? in.c2 : in.c1, at = second ? c - in.c1 : c;
+  copy_run<Aligned>(to, from + (int64_t{pixel} * width + at), count);
 }
 
-// The transform of eight channels that this thread has copied, in place.
+// The transform of eight channels that this thread has copied, in place, four at a time: eight
+// would cost registers that the sums need. n: of all the tile's pixels, or -1 where it has several
+// images.
 template <typename At>
-__device__ __forceinline__ void transform_copied(const ConvInput<bf16>& in, int pixel, int c,
+__device__ __forceinline__ void transform_copied(const ConvInput<bf16>& in, int n, int pixel, int c,
                                                  const At& at) {
   if (pixel < 0 || c >= in.channels()) return;
-  float v[8];
-  load_floats<bf16>(at, v);
-  transform<true>(in, pixel, c, v);
-  store_floats<bf16>(at, v);
+  if (n < 0) n = pixel / in.pixels;
+  Philox4 words{};
+  if (in.threshold > 0) words = draw(in, n, int64_t{pixel - n * in.pixels} * in.channels() + c);
+#pragma unroll 1
+  for (int half = 0; half < 8; half += 4) {
+    float v[4];
+    load_floats<bf16>(at + half, v);
+    normalise(in, n, c + half, v);
+    if (in.threshold > 0) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = drop(in, words[static_cast<size_t>(i / 2)], i % 2, v[i]);
+      words[0] = words[2];
+      words[1] = words[3];
+    }
+    store_floats<bf16>(at + half, v);
+  }
 }
 
 }  // namespace ddpm::cuda

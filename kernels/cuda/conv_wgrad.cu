@@ -39,38 +39,39 @@ constexpr int kInputs = 32 * Across;
 struct TileParts {
   Smem<bf16> x, dy;
   Smem<int> pixels;  // of each piece of x, for the thread that copied it
+  Smem<int> places;  // of the halo
 };
 
-template <int Across>
+template <int Across, bool Aligned>
 __device__ __forceinline__ void copy_tile(const FilterProblem& a, const Tile& tile, int k0, int c0,
                                           const TileParts& to) {
   constexpr int kUnits = kInputs<Across> / 8, kPitch = kInputs<Across> + 8;
   const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll 1  // more would cost registers
   for (int i = thread; i < a.tiles.halo() * kUnits; i += kConvThreads) {
-    const int pixel = halo_pixel(a.tiles, tile, i / kUnits), unit = i % kUnits * 8;
+    const int pixel = halo_pixel(a.tiles, tile, to.places[i / kUnits]), unit = i % kUnits * 8;
     to.pixels[i] = pixel;
-    copy_input(a.in, pixel, c0 + unit, to.x + (i / kUnits * kPitch + unit));
+    copy_input<Aligned>(a.in, pixel, c0 + unit, to.x + (i / kUnits * kPitch + unit));
   }
 #pragma unroll 4
   for (int i = thread; i < kRows * (kOutputs / 8); i += kConvThreads) {
     const int m = i / (kOutputs / 8), unit = i % (kOutputs / 8) * 8;
     const bool valid = m < tile.rows;
     const int64_t row = valid ? output_pixel(a.tiles, tile, m) * a.k + k0 + unit : 0;
-    copy_run(to.dy + (m * kOutputPitch + unit), a.dy + row, valid ? a.k - k0 - unit : 0,
-             a.k % 8 == 0);
+    copy_run<Aligned>(to.dy + (m * kOutputPitch + unit), a.dy + row, valid ? a.k - k0 - unit : 0);
   }
   copy_async_commit();
 }
 
 // The thread's own pieces from `first` on, every `step`-th.
 template <int Across>
-__device__ __forceinline__ void transform_tile(const FilterProblem& a, int c0, const TileParts& at,
-                                               int first, int step) {
+__device__ __forceinline__ void transform_tile(const FilterProblem& a, int n, int c0,
+                                               const TileParts& at, int first, int step) {
   constexpr int kUnits = kInputs<Across> / 8, kPitch = kInputs<Across> + 8;
   for (int i = static_cast<int>(threadIdx.x) + first * kConvThreads; i < a.tiles.halo() * kUnits;
        i += step * kConvThreads) {
     const int unit = i % kUnits * 8;
-    transform_copied(a.in, at.pixels[i], c0 + unit, at.x + (i / kUnits * kPitch + unit));
+    transform_copied(a.in, n, at.pixels[i], c0 + unit, at.x + (i / kUnits * kPitch + unit));
   }
 }
 
@@ -130,7 +131,8 @@ __device__ __forceinline__ void write_sums(const FilterProblem& a, int k0, int c
         }
 }
 
-template <int Taps, int Across>
+// Aligned: all channel counts are multiples of 8; else no transform, and pieces come by scalars.
+template <int Taps, int Across, bool Aligned>
 __global__ void __launch_bounds__(kConvThreads, 1) conv_wgrad_kernel(const FilterProblem a) {
   constexpr int kUnits = kInputs<Across> / 8, kPitch = kInputs<Across> + 8;
   const ConvTiles& t = a.tiles;
@@ -138,9 +140,13 @@ __global__ void __launch_bounds__(kConvThreads, 1) conv_wgrad_kernel(const Filte
   const Smem<bf16> x = shared.take<bf16>(2 * t.halo() * kPitch);
   const Smem<bf16> dy = shared.take<bf16>(2 * kRows * kOutputPitch);
   const Smem<int> pixels = shared.take<int>(2 * t.halo() * kUnits);
+  const Smem<int> places = shared.take<int>(t.halo());
+  for (int i = static_cast<int>(threadIdx.x); i < t.halo(); i += kConvThreads)
+    places[i] = halo_place(t, i);
+  block_sync();
   const auto parts = [&](int buffer) {
     return TileParts{x + buffer * (t.halo() * kPitch), dy + buffer * (kRows * kOutputPitch),
-                     pixels + buffer * (t.halo() * kUnits)};
+                     pixels + buffer * (t.halo() * kUnits), places};
   };
 
   const int index = static_cast<int>(blockIdx.x), down = index / a.across;
@@ -150,22 +156,24 @@ __global__ void __launch_bounds__(kConvThreads, 1) conv_wgrad_kernel(const Filte
   const int end = static_cast<int>((split + 1) * t.count / a.splits);
   const int k = warp_id() / 4 * 64, c = warp_id() % 4 * (8 * Across);
   const bool active = k0 + k < a.k && c0 + c < a.in.channels();
+  const bool transforms = Aligned && a.in.transforms();
   float sums[4][Taps][Across][4] = {};
 
   Tile tile = find_tile(t, first);
-  copy_tile<Across>(a, tile, k0, c0, parts(0));
+  copy_tile<Across, Aligned>(a, tile, k0, c0, parts(0));
   copy_async_wait<0>();
-  if (a.in.transforms()) transform_tile<Across>(a, c0, parts(0), 0, 1);
+  if (transforms) transform_tile<Across>(a, only_image(t, tile), c0, parts(0), 0, 1);
   for (int i = first; i < end; ++i) {
     block_sync();
     const TileParts now = parts((i - first) & 1), next = parts((i - first + 1) & 1);
     const Tile next_tile = find_tile(t, i + 1 < end ? i + 1 : i);
-    if (i + 1 < end) copy_tile<Across>(a, next_tile, k0, c0, next);
+    if (i + 1 < end) copy_tile<Across, Aligned>(a, next_tile, k0, c0, next);
 #pragma unroll 1
     for (int step = 0; step < 4; ++step) {
       if (i + 1 < end && step >= 2) {
         copy_async_wait<0>();
-        if (a.in.transforms()) transform_tile<Across>(a, c0, next, step - 2, 2);
+        if (a.in.transforms())
+          transform_tile<Across>(a, only_image(t, next_tile), c0, next, step - 2, 2);
       }
       if (active && step * 32 < tile.rows)
         multiply<Taps, Across>(t, tile, now, step * 32, k, c, sums);
@@ -182,15 +190,16 @@ size_t shared_of(const ConvTiles& t) {
   const size_t halo = 2 * static_cast<size_t>(t.halo());
   return shared_bytes<bf16>(halo * (kInputs<Across> + 8)) +
          shared_bytes<bf16>(size_t{2} * kRows * kOutputPitch) +
-         shared_bytes<int>(halo * kInputs<Across> / 8);
+         shared_bytes<int>(halo * kInputs<Across> / 8) + shared_bytes<int>(halo / 2);
 }
 
-template <int Taps, int Across>
+template <int Taps, int Across, bool Aligned>
 ConvPlan plan_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter, Write write) {
   constexpr int kBlocksWanted = 132;  // one on each multiprocessor
   const ConvTiles tiles = forward_tiles(d, kRows);
   const LaunchShape probe{.shared = shared_of<Across>(tiles)};
-  if (probe.shared > kMaxSharedBytes) return {};
+  if (probe.shared > kMaxSharedBytes || tiles.halo_h > kMaxHaloSide || tiles.halo_w > kMaxHaloSide)
+    return {};
   const int across = (d.c() + kInputs<Across> - 1) / kInputs<Across>;
   const int blocks = across * ((d.k + kOutputs - 1) / kOutputs);
   int splits = kBlocksWanted / blocks;
@@ -210,11 +219,12 @@ ConvPlan plan_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter, W
             a.across = across;
             float* const sums = direct ? r.out<float>(dfilter) : static_cast<float*>(r.workspace);
             a.partial = sums;
-            launch<conv_wgrad_kernel<Taps, Across>>({.grid_x = static_cast<unsigned>(blocks),
-                                                     .grid_y = static_cast<unsigned>(splits),
-                                                     .block = kConvThreads,
-                                                     .shared = probe.shared},
-                                                    r.stream, a);
+            launch<conv_wgrad_kernel<Taps, Across, Aligned>>(
+                {.grid_x = static_cast<unsigned>(blocks),
+                 .grid_y = static_cast<unsigned>(splits),
+                 .block = kConvThreads,
+                 .shared = probe.shared},
+                r.stream, a);
             if (!direct)
               launch_filter_sum(r.stream, sums, r.out<float>(dfilter), count, splits, write);
           }};
@@ -223,10 +233,12 @@ ConvPlan plan_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter, W
 }  // namespace
 
 ConvPlan tensor_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter, Write write) {
-  const bool aligned = d.x.c % 8 == 0 && d.c2 % 8 == 0;
+  const bool aligned = d.x.c % 8 == 0 && d.c2 % 8 == 0 && d.k % 8 == 0;
   if (!aligned && (d.c2 > 0 || d.transform.any())) return {};
-  if (d.r == 3 && d.s == 3) return plan_wgrad<9, 1>(d, s, dy, dfilter, write);
-  if (d.r == 1 && d.s == 1) return plan_wgrad<1, 4>(d, s, dy, dfilter, write);
+  if (d.r == 3 && d.s == 3)
+    return aligned ? plan_wgrad<9, 1, true>(d, s, dy, dfilter, write)
+                   : plan_wgrad<9, 1, false>(d, s, dy, dfilter, write);
+  if (d.r == 1 && d.s == 1 && aligned) return plan_wgrad<1, 4, true>(d, s, dy, dfilter, write);
   return {};
 }
 

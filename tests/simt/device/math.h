@@ -13,6 +13,7 @@ inline float fast_exp(float x) { return std::exp(x); }
 inline float fast_exp2(float x) { return std::exp2(x); }
 inline float fast_divide(float a, float b) { return a / b; }
 inline float reciprocal_sqrt(float x) { return 1.0f / std::sqrt(x); }
+inline float fast_sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
 inline void sincos_pi(float x, float& sine, float& cosine) {
   const double angle = std::numbers::pi * double{x};
