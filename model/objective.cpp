@@ -22,8 +22,8 @@ Tensor noise_table(Graph& g, const Schedule& schedule) {
 Tensor noised(Graph& g, const Schedule& schedule, const TrainingBatch& batch, Tensor table) {
   const Shape s = g.shape(batch.x0);
   const Tensor x_t = g.activation(s);
-  g.add(g.backend().q_sample({s, schedule.timesteps(), g.info(x_t).dtype}, batch.x0,
-                             batch.timestep, batch.noise, table, x_t));
+  g.add(g.backend().q_sample({s, schedule.timesteps(), g.info(x_t).dtype}, batch.x0, batch.timestep,
+                             batch.noise, table, x_t));
   return x_t;
 }
 
@@ -92,10 +92,9 @@ Objective add_objective(Graph& g, const UNetConfig& config, PredictionType type,
                         const Schedule& schedule, const TrainingData& data) {
   const DrawnBatch drawn = draw(g, type, schedule, data);
   const Tensor prediction = predict(g, config, schedule, drawn.x_t, drawn.batch);
-  const Tensor loss =
-      type == PredictionType::kEpsilon
-          ? ops::noise_loss(g, prediction, drawn.batch.noise)
-          : ops::mse_loss(g, prediction, target(g, type, schedule, drawn.batch));
+  const Tensor loss = type == PredictionType::kEpsilon
+                          ? ops::noise_loss(g, prediction, drawn.batch.noise)
+                          : ops::mse_loss(g, prediction, target(g, type, schedule, drawn.batch));
   g.backward();
   return {drawn.batch.timestep, loss};
 }

@@ -28,7 +28,9 @@ struct Objective {
 };
 
 // Lists noising, the network, the loss and the whole backward pass; of a data set, the drawing too.
-Objective add_objective(Graph& g, const UNetConfig&, PredictionType, const Schedule&, const TrainingBatch&);
-Objective add_objective(Graph& g, const UNetConfig&, PredictionType, const Schedule&, const TrainingData&);
+Objective add_objective(Graph& g, const UNetConfig&, PredictionType, const Schedule&,
+                        const TrainingBatch&);
+Objective add_objective(Graph& g, const UNetConfig&, PredictionType, const Schedule&,
+                        const TrainingData&);
 
 }  // namespace ddpm

@@ -3,10 +3,10 @@
 
 #include <cstring>
 
+#include "tests/kernel_backend.h"
 #include "tests/reference/attention.h"
 #include "tests/reference/difference.h"
 #include "tests/simt/machine.h"
-#include "tests/kernel_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;

@@ -49,7 +49,7 @@ Result run(const std::string& arguments) {
 
 // A small network's settings, so that a run takes a moment.
 const std::string kSmall =
-    " --set unet.block_out_channels=[8,8] --set unet.norm_num_groups=4 --set unet.sample_size=8"
+    " --set unet.block_out_channels=[8,8,8] --set unet.norm_num_groups=4 --set unet.sample_size=8"
     " --set train.sample_every=0 --batch-size 4";
 
 Result train(const TempFolder& tmp, const std::string& more) {

@@ -7,10 +7,10 @@
 
 #include <catch2/catch.hpp>
 
+#include "tests/kernel_backend.h"
 #include "tests/reference/diffusion.h"
 #include "tests/reference/random.h"
 #include "tests/simt/machine.h"
-#include "tests/kernel_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;

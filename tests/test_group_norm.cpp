@@ -1,11 +1,11 @@
 // Group norm of a backend, statistics to gradients, against the reference.
 #include <catch2/catch.hpp>
 
+#include "tests/kernel_backend.h"
 #include "tests/reference/difference.h"
 #include "tests/reference/group_norm.h"
 #include "tests/reference/resample.h"
 #include "tests/simt/machine.h"
-#include "tests/kernel_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;

@@ -5,9 +5,9 @@
 
 #include <catch2/catch.hpp>
 
+#include "tests/kernel_backend.h"
 #include "tests/reference/random.h"
 #include "tests/simt/machine.h"
-#include "tests/kernel_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;

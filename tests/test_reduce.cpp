@@ -1,10 +1,10 @@
 // Statistics and sums of a backend against the reference.
 #include <catch2/catch.hpp>
 
+#include "tests/kernel_backend.h"
 #include "tests/reference/difference.h"
 #include "tests/reference/reduce.h"
 #include "tests/simt/machine.h"
-#include "tests/kernel_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;
