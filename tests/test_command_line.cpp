@@ -49,7 +49,7 @@ Result run(const std::string& arguments) {
 
 // A small network's settings, so that a run takes a moment.
 const std::string kSmall =
-    " --set unet.block_out_channels=[8,8] --set unet.norm_num_groups=4 --set unet.sample_size=8"
+    " --set unet.block_out_channels=[8,8,8] --set unet.norm_num_groups=4 --set unet.sample_size=8"
     " --set train.sample_every=0 --batch-size 4";
 
 Result train(const TempFolder& tmp, const std::string& more) {
@@ -207,10 +207,10 @@ TEST_CASE("command line: models that are damaged or are none", "[command_line]")
   put_bytes(weights, good);
 
   nlohmann::json json = nlohmann::json::parse(good_config);
-  json["block_out_channels"] = {8, 16};
+  json["block_out_channels"] = {8, 8, 16};
   put_bytes(config, json.dump());
   check_fails(run(sample + model), Status::kConfig, "shape");
-  json["block_out_channels"] = {8, 8};
+  json["block_out_channels"] = {8, 8, 8};
   json["layers_per_block"] = 2;
   put_bytes(config, json.dump());
   check_fails(run(sample + model), Status::kConfig, "missing");

@@ -18,7 +18,7 @@ namespace {
 UNetConfig small_unet() {
   UNetConfig u = find_preset("tiny").unet;
   u.sample_height = u.sample_width = 8;
-  u.block_out_channels = {16, 32};
+  u.block_out_channels = {16, 32, 32};
   u.dropout = 0.1;
   u.num_class_embeds = 3;
   return u;
