@@ -207,10 +207,10 @@ TEST_CASE("command line: models that are damaged or are none", "[command_line]")
   put_bytes(weights, good);
 
   nlohmann::json json = nlohmann::json::parse(good_config);
-  json["block_out_channels"] = {8, 16};
+  json["block_out_channels"] = {8, 8, 16};
   put_bytes(config, json.dump());
   check_fails(run(sample + model), Status::kConfig, "shape");
-  json["block_out_channels"] = {8, 8};
+  json["block_out_channels"] = {8, 8, 8};
   json["layers_per_block"] = 2;
   put_bytes(config, json.dump());
   check_fails(run(sample + model), Status::kConfig, "missing");
