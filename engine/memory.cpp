@@ -20,20 +20,25 @@ size_t planned_bytes(const Graph& g) {
   return total;
 }
 
-void require_memory(const Graph& g, size_t fixed, int batch) {
-  const size_t planned = planned_bytes(g), available = g.backend().available_bytes();
-  if (planned <= available && fixed <= available - planned) return;
+void require_memory(const Graph& g, size_t fixed, int batch,
+                    const std::function<size_t(int)>& planned_at) {
+  const size_t available = g.backend().available_bytes();
+  const auto fits = [&](size_t planned) {
+    return planned <= available && fixed <= available - planned;
+  };
+  const size_t planned = planned_bytes(g);
+  if (fits(planned)) return;
+  int good = 0;  // the largest batch that is known to fit; `batch` does not
+  for (int bad = batch; bad - good > 1;) {
+    const int middle = good + (bad - good) / 2;
+    (fits(planned_at(middle)) ? good : bad) = middle;
+  }
   const auto gib = [](size_t bytes) { return static_cast<double>(bytes) / (size_t{1} << 30); };
-  // Almost all of what is planned grows with the batch.
-  const size_t room = available > fixed ? available - fixed : 0;
-  const double fits = static_cast<double>(room) / static_cast<double>(planned) * batch;
-  const std::string advice =
-      fits >= 1 && batch > 1
-          ? format("; use --batch-size %d", std::min(static_cast<int>(fits), batch - 1))
-          : "; no batch fits: free memory or use a smaller model";
-  fail(Status::kMemory,
-       "out of memory: %.2f GiB are needed (%.2f of them whatever the batch), %.2f GiB are free%s",
-       gib(planned + fixed), gib(fixed), gib(available), advice.c_str());
+  const std::string advice = good > 0
+                                 ? format("use --batch-size %d", good)
+                                 : std::string("no batch fits: free memory or use a smaller model");
+  fail(Status::kMemory, "out of memory: %.2f GiB are needed, %.2f GiB are free; %s",
+       gib(planned + fixed), gib(available), advice.c_str());
 }
 
 }  // namespace ddpm

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 
 #include "engine/graph.h"
 
@@ -12,7 +13,9 @@ namespace ddpm {
 size_t planned_bytes(const Graph& g);
 
 // Error(kMemory) unless the backend has that much and `fixed` bytes (parameter arenas, the data
-// set) beside: what is needed, what is free, and the batch that would fit. `batch` is the graph's.
-void require_memory(const Graph& g, size_t fixed, int batch);
+// set) beside: what is needed, what is free, and the batch that would fit. `batch` is the graph's;
+// planned_at(b) are the planned bytes of the same graph for another batch.
+void require_memory(const Graph& g, size_t fixed, int batch,
+                    const std::function<size_t(int)>& planned_at);
 
 }  // namespace ddpm

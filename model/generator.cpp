@@ -45,8 +45,12 @@ Generator::Generator(Backend& backend, const UNetConfig& unet, const SchedulerCo
       build_sampling_graph(backend, unet, scheduler.num_train_timesteps, batch_size, steps());
   x_ = s.x;
   class_labels_ = s.class_labels;
-  require_memory(s.graph, sizeof(float) * static_cast<size_t>(s.graph.params().arena_size()),
-                 batch_size);
+  const auto planned_at = [&](int batch) {
+    return planned_bytes(
+        build_sampling_graph(backend, unet, scheduler.num_train_timesteps, batch, steps()).graph);
+  };
+  const size_t arena = sizeof(float) * static_cast<size_t>(s.graph.params().arena_size());
+  require_memory(s.graph, arena, batch_size, planned_at);
   const ParamArenas arenas = weights(s.graph.params());
   executor_ = std::make_unique<Executor>(std::move(s.graph), arenas);
   executor_->upload(s.rows, rows_.data());

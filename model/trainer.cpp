@@ -35,9 +35,13 @@ Trainer::Trainer(Backend& backend, const UNetConfig& unet, const SchedulerConfig
                  const TrainerOptions& options, Dataset data) {
   TrainingGraph t = build_training_graph(backend, unet, scheduler, options, data.count);
   if (options.activate_zero_layers) t.graph.params().activate_zero_layers();
-  require_memory(t.graph,
-                 kArenas * sizeof(float) * static_cast<size_t>(t.graph.params().arena_size()),
-                 options.batch_size);
+  const auto planned_at = [&](int batch) {
+    TrainerOptions smaller = options;
+    smaller.batch_size = batch;
+    return planned_bytes(build_training_graph(backend, unet, scheduler, smaller, data.count).graph);
+  };
+  const size_t arena = sizeof(float) * static_cast<size_t>(t.graph.params().arena_size());
+  require_memory(t.graph, kArenas * arena, options.batch_size, planned_at);
   store_ = std::make_unique<ParamStore>(
       backend, t.graph.params(),
       std::vector<Arena>{Arena::kWeights, Arena::kGradients, Arena::kM, Arena::kV, Arena::kEma});

@@ -306,7 +306,8 @@ DrawnBatch draw_batch(Backend& backend, const NoisyBatchDesc& d, bool fused,
     b.run(backend.gather_images(d.gather, image_slot, label_slot, state_slot, x0, batch_labels));
     b.run(backend.draw_timesteps(s.n, d.timesteps, state_slot, t));
     b.run(backend.draw_noise(s, Purpose::kNoise, state_slot, noise));
-    b.run(backend.q_sample({s, d.timesteps}, {x0.slot}, {t.slot}, {noise.slot}, table, x_t));
+    b.run(backend.q_sample({s, d.timesteps, backend.compute_type()}, {x0.slot}, {t.slot},
+                           {noise.slot}, table, x_t));
   }
   return {b.get_activation(x_t), b.get<int32_t>(t), b.get<int32_t>(batch_labels)};
 }

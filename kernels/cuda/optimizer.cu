@@ -124,9 +124,11 @@ __global__ void advance_state_kernel(Global<StepState> state) {
 }
 
 void check_desc(const AdamDesc& d) {
-  DDPM_CHECK(d.count > 0 && d.count < int64_t{1} << 40 && d.warmup_steps >= 0,
-             "adam_ema: count %lld, warmup_steps %lld", static_cast<long long>(d.count),
-             static_cast<long long>(d.warmup_steps));
+  DDPM_CHECK(d.count > 0 && d.count < int64_t{1} << 40 && d.warmup_steps >= 0 &&
+                 d.cooldown_steps >= 0 && d.steps >= 0,
+             "adam_ema: count %lld, warmup_steps %lld, steps %lld, cooldown_steps %lld",
+             static_cast<long long>(d.count), static_cast<long long>(d.warmup_steps),
+             static_cast<long long>(d.steps), static_cast<long long>(d.cooldown_steps));
   DDPM_CHECK(d.beta1 >= 0 && d.beta1 < 1 && d.beta2 >= 0 && d.beta2 < 1 && d.epsilon >= 0,
              "adam_ema: beta1 %g, beta2 %g, epsilon %g", d.beta1, d.beta2, d.epsilon);
   DDPM_CHECK(d.learning_rate >= 0 && d.grad_clip >= 0 && d.ema_decay >= 0 && d.ema_decay <= 1,
