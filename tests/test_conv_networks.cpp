@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "tests/conv_support.h"
+#include "tests/kernel_backend.h"
 #include "tests/simt/machine.h"
-#include "tests/simt/simt_backend.h"
 
 using namespace ddpm;
 using namespace ddpm::test;
@@ -260,14 +260,14 @@ void check_layer_wgrad(Backend& backend, const Layer& layer, int images, bool sa
 
 TEST_CASE("simt.conv: cifar10's shapes", "[simt][conv]") {
   const Layer layer = kCifar10[static_cast<size_t>(GENERATE(range(0, 22)))];
-  const auto backend = make_simt_backend(DType::kBF16);
+  const auto backend = make_kernel_backend(DType::kBF16);
   check_layer(*backend, layer);
   check_layer_dgrad(*backend, layer);
 }
 
 TEST_CASE("simt.conv: the 256x256 networks' shapes", "[simt][conv]") {
   const Layer layer = kLarge[static_cast<size_t>(GENERATE(range(0, 23)))];
-  const auto backend = make_simt_backend(DType::kBF16);
+  const auto backend = make_kernel_backend(DType::kBF16);
   check_layer(*backend, layer);
   check_layer_dgrad(*backend, layer);
 }
@@ -296,5 +296,5 @@ TEST_CASE("simt.conv_wgrad: shapes of the networks", "[simt][conv]") {
       {{8, 0, 8, 128, true}, 1, false},
   };
   const Case c = cases[static_cast<size_t>(GENERATE(range(0, 15)))];
-  check_layer_wgrad(*make_simt_backend(DType::kBF16), c.layer, c.images, c.sample);
+  check_layer_wgrad(*make_kernel_backend(DType::kBF16), c.layer, c.images, c.sample);
 }

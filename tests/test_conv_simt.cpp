@@ -2,8 +2,8 @@
 #include <algorithm>
 
 #include "tests/conv_support.h"
+#include "tests/kernel_backend.h"
 #include "tests/simt/machine.h"
-#include "tests/simt/simt_backend.h"
 
 using namespace ddpm;
 using namespace ddpm::test;
@@ -88,26 +88,35 @@ struct Options {
 
 TEST_CASE("simt.conv_forward: every shape and term", "[simt][conv]") {
   const auto type = GENERATE(DType::kF32, DType::kBF16);
-  const auto backend = make_simt_backend(type);
+  const auto backend = make_kernel_backend(type);
   for (const ConvShape& s : kShapes) check_forward(*backend, make_desc(s));
 }
 
 TEST_CASE("simt.conv_dgrad: every shape", "[simt][conv]") {
   const auto type = GENERATE(DType::kF32, DType::kBF16);
-  const auto backend = make_simt_backend(type);
+  const auto backend = make_kernel_backend(type);
   for (const ConvShape& s : kShapes) check_dgrad(*backend, make_desc(s));
+}
+
+// A filter so large that no tile's halo fits in shared memory.
+TEST_CASE("simt.conv: filters beyond the tensor cores' tiles", "[simt][conv]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const auto backend = make_kernel_backend(type);
+  const ConvDesc d = make_desc({1, 40, 40, 8, 8, 37, 37, 1, 0, 0, 0, 0});
+  check_forward(*backend, d);
+  check_dgrad(*backend, d);
 }
 
 TEST_CASE("simt.conv_wgrad: every shape", "[simt][conv]") {
   const auto type = GENERATE(DType::kF32, DType::kBF16);
-  const auto backend = make_simt_backend(type);
+  const auto backend = make_kernel_backend(type);
   for (const ConvShape& s : kShapes) check_wgrad(*backend, make_desc(s));
 }
 
 TEST_CASE("simt.conv_forward: inputs that are concatenated, transformed, upsampled",
           "[simt][conv]") {
   const auto type = GENERATE(DType::kF32, DType::kBF16);
-  const auto backend = make_simt_backend(type);
+  const auto backend = make_kernel_backend(type);
   for (const ConvDesc& d : fused_inputs()) {
     check_fused(*backend, d);
     check_fused(*backend, with_addends(d, 5));
@@ -116,13 +125,13 @@ TEST_CASE("simt.conv_forward: inputs that are concatenated, transformed, upsampl
 
 TEST_CASE("simt.conv_wgrad: inputs that are concatenated, transformed, upsampled", "[simt][conv]") {
   const auto type = GENERATE(DType::kF32, DType::kBF16);
-  const auto backend = make_simt_backend(type);
+  const auto backend = make_kernel_backend(type);
   for (const ConvDesc& d : fused_inputs()) check_wgrad(*backend, d);
 }
 
 TEST_CASE("simt.conv_forward: what is added behind the taps, and statistics", "[simt][conv]") {
   const auto type = GENERATE(DType::kF32, DType::kBF16);
-  const auto backend = make_simt_backend(type);
+  const auto backend = make_kernel_backend(type);
   const std::vector<ConvShape> shapes = {
       {1, 1, 1, 8, 8},
       {2, 8, 8, 8, 24},
@@ -142,7 +151,7 @@ TEST_CASE("simt.conv_forward: what is added behind the taps, and statistics", "[
 }
 
 TEST_CASE("simt.conv: sums that are split over blocks", "[simt][conv]") {
-  const auto backend = make_simt_backend(DType::kBF16);
+  const auto backend = make_kernel_backend(DType::kBF16);
   for (const ConvShape& s : {ConvShape{1, 4, 4, 256, 40}, ConvShape{2, 8, 8, 136, 136},
                              ConvShape{1, 8, 8, 512, 8, 1, 1, 1, 0, 0, 0, 0}}) {
     check_fused(*backend, with_addends(with_input(s, 24, kNormalise), 5));
@@ -155,7 +164,7 @@ TEST_CASE("simt.conv: sums that are split over blocks", "[simt][conv]") {
 
 TEST_CASE("simt.conv: the order of warps and blocks does not change a bit", "[simt][conv]") {
   const auto type = GENERATE(DType::kF32, DType::kBF16);
-  const auto backend = make_simt_backend(type);
+  const auto backend = make_kernel_backend(type);
   for (const ConvDesc& d : {with_addends(with_input({2, 8, 8, 136, 40}, 24, kNormalise), 5),
                             with_addends(with_input({3, 5, 7, 16, 8}, 8, kNormalise), 5)}) {
     const ConvData t(d, backend.get());
@@ -171,7 +180,7 @@ TEST_CASE("simt.conv: the order of warps and blocks does not change a bit", "[si
 
 TEST_CASE("simt.conv: an image's bits do not depend on its neighbours", "[simt][conv]") {
   const auto type = GENERATE(DType::kF32, DType::kBF16);
-  const auto backend = make_simt_backend(type);
+  const auto backend = make_kernel_backend(type);
   for (const int h : {4, 8, 13}) {
     const ConvDesc d =
         with_addends(with_input({3, h, h, 16, 8}, 8, {.affine = true, .silu = true}), 5);
@@ -188,7 +197,7 @@ TEST_CASE("simt.conv: an image's bits do not depend on its neighbours", "[simt][
 }
 
 TEST_CASE("simt.conv: refuses what it cannot mean, leaves what is not its own", "[simt][conv]") {
-  const auto backend = make_simt_backend(DType::kBF16);
+  const auto backend = make_kernel_backend(DType::kBF16);
   ConvSlots slots;
   slots.x = {0};
   slots.filter = {1};
