@@ -1,25 +1,13 @@
 #include "engine/dataset.h"
 
-#include <fstream>
 #include <limits>
 #include <new>
 
 #include "kernels/error.h"
+#include "kernels/host_memory.h"
 
 namespace ddpm {
 namespace {
-
-// Bytes that can be taken without pushing other memory out; no limit where the system does not say.
-uint64_t available_memory() {
-  std::ifstream file("/proc/meminfo");
-  std::string key;
-  uint64_t kib = 0;
-  while (file >> key >> kib) {
-    if (key == "MemAvailable:") return kib * 1024;
-    file.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
-  }
-  return std::numeric_limits<uint64_t>::max();
-}
 
 [[noreturn]] void fail_memory(int64_t count, const Shape& s, uint64_t available) {
   fail(Status::kMemory,
@@ -44,7 +32,7 @@ Dataset make_dataset(int64_t count, const Shape& image) {
   DDPM_CHECK(count > 0 && image.h > 0 && image.w > 0 && image.c > 0,
              "data set of %lld images of %s", static_cast<long long>(count),
              to_string(image).c_str());
-  const uint64_t available = available_memory();
+  const uint64_t available = available_host_memory();
   uint64_t bytes = static_cast<uint64_t>(count);
   for (const int side : {image.h, image.w, image.c})
     if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(side), &bytes))

@@ -11,21 +11,24 @@
 namespace ddpm {
 
 Executor::Executor(Graph graph, const ParamArenas& arenas, ExecutorOptions options)
-    : graph_(std::move(graph)),
-      options_(options),
-      plan_(make_plan(graph_.tensors(), graph_.steps())) {
-  Backend& backend = graph_.backend();
-  size_t bytes = plan_.bytes;
-  for (Phase phase : {Phase::kSetup, Phase::kStart})
-    for (const Step& s : graph_.steps(phase)) bytes = std::max(bytes, s.call.workspace);
-  arena_ = backend.allocate(bytes);
+    : graph_(std::move(graph)), options_(options) {
+  size_t bytes = 0;
+  for (Phase phase : kAllPhases) {
+    plan_of(phase) = make_plan(graph_.tensors(), graph_.steps(phase));
+    bytes = std::max(bytes, plan(phase).bytes);
+  }
+  arena_ = graph_.backend().allocate(bytes);
   bind(arenas);
+  for (const auto& [id, values] : graph_.constants()) upload({id}, values.data());
   if (!options_.poison) return;
-  backend.fill(arena_->data(), 0xFF, arena_->size());
-  dies_after_.resize(graph_.steps().size());
-  for (const std::vector<Placement>* placements : {&plan_.tensors, &plan_.workspaces})
-    for (const Placement& p : *placements)
-      if (p.first >= 0 && p.bytes > 0) dies_after_[static_cast<size_t>(p.last)].push_back(&p);
+  graph_.backend().fill(arena_->data(), 0xFF, arena_->size());
+  for (Phase phase : kAllPhases) {
+    auto& dies_after = dies_after_[static_cast<size_t>(phase)];
+    dies_after.resize(graph_.steps(phase).size());
+    for (const std::vector<Placement>* placements : {&plan(phase).tensors, &plan(phase).workspaces})
+      for (const Placement& p : *placements)
+        if (p.first >= 0 && p.bytes > 0) dies_after[static_cast<size_t>(p.last)].push_back(&p);
+  }
 }
 
 void Executor::bind(const ParamArenas& arenas) {
@@ -45,15 +48,21 @@ void Executor::bind(const ParamArenas& arenas) {
           static_cast<char*>(t.arena == Arena::kShadow ? shadow_->data() : arenas[t.arena]);
       const int64_t offset = t.param < 0 ? 0 : graph_.params()[t.param].offset;
       pointers_[i] = base == nullptr ? nullptr : base + offset * static_cast<int64_t>(element);
-    } else if (plan_.tensors[i].first >= 0) {
-      pointers_[i] = static_cast<char*>(arena_->data()) + plan_.tensors[i].offset;
+    } else {
+      for (Phase phase : kAllPhases) {
+        const Placement& p = plan(phase).tensors[i];
+        if (p.first < 0) continue;
+        DDPM_CHECK(pointers_[i] == nullptr, "tensor %zu is written in two phases", i);
+        pointers_[i] = static_cast<char*>(arena_->data()) + p.offset;
+      }
     }
   }
 }
 
-void Executor::run(const Step& step, size_t workspace_offset) {
-  step.call.run(Run{pointers_.data(), static_cast<char*>(arena_->data()) + workspace_offset,
-                    graph_.backend().stream()});
+void Executor::run(Phase phase, size_t step) {
+  const size_t workspace = plan(phase).workspaces[step].offset;
+  graph_.steps(phase)[step].call.run(Run{
+      pointers_.data(), static_cast<char*>(arena_->data()) + workspace, graph_.backend().stream()});
 }
 
 void Executor::step() {
@@ -67,28 +76,23 @@ void Executor::step() {
 }
 
 void Executor::run(Phase phase) {
-  const std::vector<Step>& steps = graph_.steps(phase);
-  for (size_t i = 0; i < steps.size(); ++i) {
-    if (phase != Phase::kStep) {
-      run(steps[i], 0);
-      continue;
-    }
-    run(steps[i], plan_.workspaces[i].offset);
-    if (options_.poison) poison_after(i);
+  for (size_t i = 0; i < graph_.steps(phase).size(); ++i) {
+    run(phase, i);
+    if (options_.poison) poison_after(phase, i);
   }
 }
 
 void Executor::setup_for_good() {
-  std::vector<int> readers(pointers_.size(), 0);  // setup steps to come that read a tensor
-  for (const Step& s : graph_.steps(Phase::kSetup))
-    for (In in : s.call.reads) ++readers[static_cast<size_t>(in.slot)];
-  for (const Step& s : graph_.steps())
-    for (In in : s.call.reads)
-      if (in) ++readers[static_cast<size_t>(in.slot)];
-  for (const Step& s : graph_.steps(Phase::kSetup)) {
-    run(s, 0);
-    for (In in : s.call.reads)
-      if (--readers[static_cast<size_t>(in.slot)] == 0 && graph_.info({in.slot}).param >= 0)
+  std::vector<int> readers(pointers_.size(), 0);  // steps to come that read a tensor
+  for (Phase phase : {Phase::kSetup, Phase::kStep})
+    for (const Step& s : graph_.steps(phase))
+      for (In in : s.call.reads)
+        if (in) ++readers[static_cast<size_t>(in.slot)];
+  const std::vector<Step>& steps = graph_.steps(Phase::kSetup);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    run(Phase::kSetup, i);
+    for (In in : steps[i].call.reads)
+      if (in && --readers[static_cast<size_t>(in.slot)] == 0 && graph_.info({in.slot}).param >= 0)
         graph_.backend().discard(pointers_[static_cast<size_t>(in.slot)],
                                  graph_.info({in.slot}).bytes);
   }
@@ -100,7 +104,7 @@ void Executor::step_timed(std::vector<double>& seconds) {
   seconds.resize(steps.size(), 0.0);
   for (size_t i = 0; i < steps.size(); ++i) {
     const Clock::time_point start = Clock::now();
-    run(steps[i], plan_.workspaces[i].offset);
+    run(Phase::kStep, i);
     graph_.backend().synchronize();
     seconds[i] += std::chrono::duration<double>(Clock::now() - start).count();
   }
@@ -109,7 +113,7 @@ void Executor::step_timed(std::vector<double>& seconds) {
 std::string Executor::step_checked() {
   const std::vector<Step>& steps = graph_.steps();
   for (size_t i = 0; i < steps.size(); ++i) {
-    run(steps[i], plan_.workspaces[i].offset);
+    run(Phase::kStep, i);
     for (const Out& out : steps[i].call.writes) {
       if (!out) continue;
       if (!all_finite({out.slot})) return steps[i].scope + ":" + steps[i].call.op;
@@ -133,8 +137,8 @@ bool Executor::all_finite(Tensor t) const {
   return info.dtype == DType::kF32 ? finite(0.0f) : finite(bf16{});
 }
 
-void Executor::poison_after(size_t step) {
-  for (const Placement* p : dies_after_[step])
+void Executor::poison_after(Phase phase, size_t step) {
+  for (const Placement* p : dies_after_[static_cast<size_t>(phase)][step])
     graph_.backend().fill(static_cast<char*>(arena_->data()) + p->offset, 0xFF, p->bytes);
 }
 

@@ -50,24 +50,26 @@ class Executor {
   void set_state(const StepState& state);
 
   const Graph& graph() const { return graph_; }
-  const Plan& plan() const { return plan_; }
+  const Plan& plan(Phase phase = Phase::kStep) const { return plans_[static_cast<size_t>(phase)]; }
   // Planned arena, persistent tensors and the weights' shadow, without the other parameter arenas.
   size_t bytes() const;
 
  private:
   void bind(const ParamArenas& arenas);
-  void run(const Step& step, size_t workspace_offset);
-  void poison_after(size_t step);
+  Plan& plan_of(Phase phase) { return plans_[static_cast<size_t>(phase)]; }
+  void run(Phase phase, size_t step);
+  void poison_after(Phase phase, size_t step);
   bool all_finite(Tensor t) const;
 
   Graph graph_;
   ExecutorOptions options_;
-  Plan plan_;
-  std::unique_ptr<Memory> arena_;  // of Phase::kStep, and workspace of the other phases
+  std::array<Plan, kPhases> plans_;
+  std::unique_ptr<Memory> arena_;  // of all phases, one at a time
   std::vector<std::unique_ptr<Memory>> persistent_;
   std::unique_ptr<Memory> shadow_;  // Arena::kShadow, if a step reads it
   std::vector<void*> pointers_;
-  std::vector<std::vector<const Placement*>> dies_after_;  // poison mode: by step
+  // Poison mode: by phase and step.
+  std::array<std::vector<std::vector<const Placement*>>, kPhases> dies_after_;
   // Last, so that it goes before the memory it works on.
   std::unique_ptr<Recording> recording_;
   bool stepped_ = false;  // the first step is run one by one: libraries load what they need then

@@ -42,6 +42,15 @@ Tensor Graph::persistent_bytes(size_t count, const std::string& name) {
                  .bytes = count});
 }
 
+Tensor Graph::constant(std::vector<float> values, int columns, const std::string& name) {
+  const int rows = static_cast<int>(values.size()) / columns;
+  const Tensor t = persistent({rows, 1, 1, columns}, DType::kF32, name);
+  DDPM_CHECK(info(t).bytes == values.size() * sizeof(float),
+             "constant %s: %zu values in rows of %d", name.c_str(), values.size(), columns);
+  constants_.emplace(t.id, std::move(values));
+  return t;
+}
+
 Tensor Graph::parameter(const std::string& name, const Shape& shape, int rank,
                         std::vector<ParamPiece> pieces) {
   const std::string full = scope_.empty() ? name : scope_ + "." + name;
@@ -85,6 +94,12 @@ Tensor Graph::arena(Arena which) {
 
 void Graph::set_requires_grad(Tensor t, bool value) {
   tensors_.at(static_cast<size_t>(t.id)).requires_grad = value && training();
+}
+
+void Graph::keep(Tensor t) {
+  TensorSpec& spec = tensors_.at(static_cast<size_t>(t.id));
+  DDPM_CHECK(spec.kind == TensorKind::kPlanned, "tensor %d is kept already", t.id);
+  spec.kind = TensorKind::kPersistent;
 }
 
 void Graph::add(Call call, Phase phase) {

@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/params.h"
@@ -60,13 +61,14 @@ struct GradOut {
 
 enum class Mode { kTraining, kInference };
 
-// When steps run. Only those of kStep may use planned tensors.
+// When steps run. A planned tensor lives within one phase.
 enum class Phase {
-  kSetup,  // after a change of the weights: packing of filters
+  kSetup,  // after a change of the weights: packing of filters, what follows from weights alone
   kStart,  // before the first step of a chain
   kStep,   // every step
 };
 inline constexpr int kPhases = 3;
+inline constexpr std::array<Phase, kPhases> kAllPhases{Phase::kSetup, Phase::kStart, Phase::kStep};
 
 class Graph {
  public:
@@ -84,6 +86,9 @@ class Graph {
   Tensor bytes(size_t);  // a planned tensor of raw bytes
   Tensor persistent(const Shape&, DType, const std::string& name);
   Tensor persistent_bytes(size_t, const std::string& name);
+  // A persistent tensor (rows,1,1,columns) of fp32 that holds `values` from the start.
+  Tensor constant(std::vector<float> values, int columns, const std::string& name);
+  const std::map<int, std::vector<float>>& constants() const { return constants_; }  // by tensor
   // The weight of a new parameter in the current scope; in training its gradient exists too.
   Tensor parameter(const std::string& name, const Shape&, int rank, std::vector<ParamPiece>);
   // A parameter as convolutions and products of activations read it: its shadow, or itself where
@@ -98,9 +103,12 @@ class Graph {
   const std::vector<TensorSpec>& tensors() const { return tensors_; }
   bool requires_grad(Tensor t) const { return t && info(t).requires_grad; }
   void set_requires_grad(Tensor t, bool value);
+  // Gives a planned tensor memory of its own, so that other phases find what it holds.
+  void keep(Tensor t);
 
   // ---- steps ----
-  void add(Call call, Phase phase = Phase::kStep);
+  void add(Call call) { add(std::move(call), phase_); }
+  void add(Call call, Phase phase);
   const std::vector<Step>& steps(Phase phase = Phase::kStep) const {
     return steps_[static_cast<size_t>(phase)];
   }
@@ -117,6 +125,21 @@ class Graph {
    private:
     Graph& graph_;
     size_t length_;
+  };
+
+  // What is listed while it lives runs in another phase.
+  class PhaseScope {
+   public:
+    PhaseScope(Graph& graph, Phase phase) : graph_(graph), outer_(graph.phase_) {
+      graph.phase_ = phase;
+    }
+    ~PhaseScope() { graph_.phase_ = outer_; }
+    PhaseScope(const PhaseScope&) = delete;
+    PhaseScope& operator=(const PhaseScope&) = delete;
+
+   private:
+    Graph& graph_;
+    Phase outer_;
   };
 
   // ---- gradients ----
@@ -139,8 +162,8 @@ class Graph {
   // Statistics of x for a group norm, computed once.
   Tensor statistics(Tensor x);
   void set_statistics(Tensor x, Tensor statistics);
-  // Multiply-adds of the forward pass, counted by the ops that have many.
-  void count_macs(int64_t macs) { macs_ += macs; }
+  // Multiply-adds of a step's forward pass, counted by the ops that have many.
+  void count_macs(int64_t macs) { macs_ += phase_ == Phase::kStep ? macs : 0; }
   int64_t macs() const { return macs_; }
   uint16_t next_dropout_layer() { return dropout_layers_++; }
 
@@ -156,6 +179,7 @@ class Graph {
   std::vector<TensorSpec> tensors_;
   std::array<std::vector<Step>, kPhases> steps_;
   std::string scope_;
+  Phase phase_ = Phase::kStep;
   struct TapeEntry {
     Backward backward;
     std::string scope;
@@ -169,6 +193,7 @@ class Graph {
   int64_t macs_ = 0;
   Tensor state_;
   std::map<int, Tensor> shadows_;  // by weight
+  std::map<int, std::vector<float>> constants_;
 };
 
 }  // namespace ddpm

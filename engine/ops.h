@@ -94,11 +94,17 @@ Tensor silu(Graph& g, Tensor x);
 // t I32 (N) -> (N,1,1,dim); paper section 4, Vaswani et al. 2017.
 Tensor time_embedding(Graph& g, Tensor t, const TimeEmbeddingDesc&);
 
+// y (n,1,1,C) = table[state.step] for all n images; table (rows,1,1,C). Sampling only.
+Tensor step_row(Graph& g, Tensor table, int n);
+
 // y = x + table[index]: adds a learned row to x (N,1,1,dim), in place.
 Tensor add_embedding(Graph& g, Tensor x, Tensor index, int rows, const std::string& name);
 
 // Mean squared error of prediction and target into the state's loss; starts the backward pass.
 // Returns the loss of each image (N).
 Tensor mse_loss(Graph& g, Tensor prediction, Tensor target);
+// The same against this step's noise, which is drawn again where the backend can or `noise` is
+// absent.
+Tensor noise_loss(Graph& g, Tensor prediction, Tensor noise);
 
 }  // namespace ddpm::ops

@@ -9,6 +9,8 @@
 // Reductions run in a fixed order: equal inputs give equal bits, whatever the thread timing.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -30,6 +32,7 @@ struct BackendOptions {
   Precision precision = Precision::kAuto;
   int threads = 0;               // CPU: 0 = all this process may use
   bool batch_invariant = false;  // only algorithms whose result for an image ignores the batch size
+  size_t memory_budget = 0;      // bytes that may be allocated at a time; 0 = what there is
 };
 
 // Memory of a backend, freed with the object.
@@ -38,6 +41,24 @@ class Memory {
   virtual ~Memory() = default;
   virtual void* data() const = 0;  // a device address; only the backend may read it
   virtual size_t size() const = 0;
+};
+
+// What a backend has handed out, against what it may. Memory returns its part when it is freed.
+class MemoryBudget {
+ public:
+  explicit MemoryBudget(size_t bytes) : limit_(bytes) {}
+  // Of `available` bytes that the device has, those that may still be taken.
+  size_t left(size_t available) const {
+    if (limit_ == 0) return available;
+    const size_t used = used_;
+    return std::min(available, used < limit_ ? limit_ - used : 0);
+  }
+  void take(size_t bytes) { used_ += bytes; }
+  void give_back(size_t bytes) { used_ -= bytes; }
+
+ private:
+  size_t limit_;
+  std::atomic<size_t> used_{0};
 };
 
 // A list of calls that runs by one launch.
@@ -73,6 +94,7 @@ class Backend {
 
   // ---- memory: zero-filled on allocation; throws Error(kMemory) naming needed bytes ----
   virtual std::unique_ptr<Memory> allocate(size_t bytes) = 0;
+  virtual size_t available_bytes() const = 0;  // within the budget, if there is one
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void fill(void* device, uint8_t byte, size_t bytes) = 0;
@@ -151,11 +173,14 @@ class Backend {
   virtual Call upsample(const Shape& x, In, Out y) = 0;
   virtual Call upsample_backward(const Shape& x, In dy, Out dx, Write) = 0;
   // y (N, dim) (+)= table[index[n]]; index I32 (N). Backward: dtable (rows, dim), each row the sum
-  // over its images in order.
+  // over its images in order. An index outside the table, here and in the next two: an error on the
+  // CPU; on a device, which cannot throw, the image's y is NaN and no row gets its gradient.
   virtual Call embedding(int n, int rows, int dim, In table, In index, Out y, Write) = 0;
   virtual Call embedding_backward(int n, int rows, int dim, In index, In dy, Out dtable, Write) = 0;
   // y (N, dim) from t I32 (N), 0 <= t < timesteps.
   virtual Call time_embedding(const TimeEmbeddingDesc&, In t, Out y) = 0;
+  // y (N, dim) = table[state.step] for all images; table (rows, dim).
+  virtual Call step_row(int n, int rows, int dim, In table, In state, Out y) = 0;
 
   // ---- training ----
   // images U8 (count,H,W,C), labels I32 (count) or absent -> x0 (N,H,W,C), batch_labels I32 (N).
@@ -165,12 +190,23 @@ class Backend {
   virtual Call draw_timesteps(int n, int timesteps, In state, Out t) = 0;
   // noise (N,H,W,C) ~ N(0, I), addressed by purpose and by slot (training) or image (sampling).
   virtual Call draw_noise(const Shape&, Purpose, In state, Out noise) = 0;
-  // x_t is A.
-  virtual Call q_sample(const NoiseDesc&, In x0, In t, In noise, Out x_t) = 0;
+  // A t outside the table is an Error on the CPU, and makes a NaN of the image elsewhere.
+  virtual Call q_sample(const NoiseDesc&, In x0, In t, In noise, In table, Out x_t) = 0;
+  // The four above at once, x0 and the noise written nowhere. nullopt = not fused here.
+  virtual std::optional<Call> noisy_batch(const NoisyBatchDesc&, In images, In labels, In state,
+                                          In table, Out x_t, Out t, Out batch_labels) = 0;
   // sample_loss (N) = mean over an image of (prediction - target)^2; its mean goes to state's loss,
   // whose non-finite flag it may set; d_prediction = the gradient of that mean. Both are A.
   virtual Call mse_loss(const Shape&, In prediction, In target, Out sample_loss, Out d_prediction,
                         Out state) = 0;
+  // The same with the noise of this step (Purpose::kNoise) as target, drawn again rather than read.
+  // nullopt = not fused here.
+  virtual std::optional<Call> noise_loss(const Shape&, In prediction, Out sample_loss,
+                                         Out d_prediction, Out state) = 0;
+  // histogram[b] += (sum of losses, number of images) over the images with t buckets / timesteps =
+  // b; (buckets, 2). Skipped while a non-finite flag is set. buckets <= 32.
+  virtual Call loss_histogram(int n, int timesteps, int buckets, In t, In sample_loss, In state,
+                              Out histogram) = 0;
   // Global norm of the gradient into state, whose non-finite flag it may set.
   virtual Call grad_norm(int64_t count, In gradients, Out state) = 0;
   // Skipped while a non-finite flag is set. Reads grad_norm and step from state, writes the rate.

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <vector>
 
 #include "kernels/dtype.h"
 #include "kernels/shape.h"
@@ -134,10 +133,17 @@ struct GatherDesc {
   bool flip = false;
 };
 
-// DDPM eq. 4: x_t = sqrt_ab[t] x0 + sqrt_1mab[t] eps. Tables have one entry per timestep.
+// DDPM eq. 4: x_t = sqrt_ab[t] x0 + sqrt_1mab[t] eps. The table (timesteps, 2) holds both factors.
 struct NoiseDesc {
   Shape x;
-  std::vector<float> sqrt_ab, sqrt_1mab;
+  int timesteps = 0;
+  DType out = DType::kF32;  // of x_t
+};
+
+// A training batch and its noising at once.
+struct NoisyBatchDesc {
+  GatherDesc gather;
+  int timesteps = 0;
 };
 
 // One row of a sampler: every sampler is this with other numbers. The host computes rows in double.
@@ -152,11 +158,14 @@ struct SamplerRow {
 };
 
 // torch.optim.Adam with eps after the bias correction, one clip of the gradient's norm as
-// clip_grad_norm_, linear warm-up, then EMA of the updated weights.
+// clip_grad_norm_, linear warm-up and cool-down, then EMA of the updated weights.
 struct AdamDesc {
   int64_t count = 0;
-  float learning_rate = 2e-4f;  // lr(n) = learning_rate * min(n / warmup_steps, 1), n = 0 first
-  int64_t warmup_steps = 0;     // 0 = none
+  // lr(n) = learning_rate * min(n / warmup_steps, 1) * min((steps - n) / cooldown_steps, 1) for
+  // n = 0 .. steps - 1, then 0.
+  float learning_rate = 2e-4f;
+  int64_t warmup_steps = 0;               // 0 = none
+  int64_t steps = 0, cooldown_steps = 0;  // 0 cooldown_steps = none; `steps` is then not read
   // In double: 1 - 0.9999f is off by 2e-4 of itself.
   double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
   float grad_clip = 1;  // 0 = none

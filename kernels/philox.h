@@ -29,15 +29,18 @@ enum class Purpose : uint8_t {
 
 using Philox4 = std::array<uint32_t, 4>;
 
+// One of the ten rounds, and the key of the next.
+constexpr void philox_round(Philox4& counter, uint32_t& key_low, uint32_t& key_high) {
+  const uint64_t p0 = uint64_t{0xD2511F53u} * counter[0];
+  const uint64_t p1 = uint64_t{0xCD9E8D57u} * counter[2];
+  counter = {static_cast<uint32_t>(p1 >> 32) ^ counter[1] ^ key_low, static_cast<uint32_t>(p1),
+             static_cast<uint32_t>(p0 >> 32) ^ counter[3] ^ key_high, static_cast<uint32_t>(p0)};
+  key_low += 0x9E3779B9u;
+  key_high += 0xBB67AE85u;
+}
+
 constexpr Philox4 philox4x32(Philox4 counter, uint32_t key_low, uint32_t key_high) {
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t{0xD2511F53u} * counter[0];
-    const uint64_t p1 = uint64_t{0xCD9E8D57u} * counter[2];
-    counter = {static_cast<uint32_t>(p1 >> 32) ^ counter[1] ^ key_low, static_cast<uint32_t>(p1),
-               static_cast<uint32_t>(p0 >> 32) ^ counter[3] ^ key_high, static_cast<uint32_t>(p0)};
-    key_low += 0x9E3779B9u;
-    key_high += 0xBB67AE85u;
-  }
+  for (int round = 0; round < 10; ++round) philox_round(counter, key_low, key_high);
   return counter;
 }
 

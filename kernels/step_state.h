@@ -16,7 +16,9 @@ struct alignas(64) StepState {
   float loss = 0;            // of the last step
   float grad_norm = 0;       // of the last step, before clipping
   float learning_rate = 0;   // of the last step
+  uint64_t unused = 0;       // no padding: nvcc would store such a struct byte by byte
 };
+static_assert(sizeof(StepState) == 64);
 
 enum NonFinite : uint32_t { kLossNonFinite = 1, kGradientNonFinite = 2, kSampleNonFinite = 4 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/memory.h"
 #include "engine/ops.h"
 #include "model/schedule.h"
 #include "model/unet.h"
@@ -11,21 +12,25 @@ namespace ddpm {
 
 SamplingGraph build_sampling_graph(Backend& backend, const UNetConfig& unet, int timesteps,
                                    int batch_size, int row_count) {
-  SamplingGraph s{Graph(backend, Mode::kInference), {}, {}, {}, {}};
+  SamplingGraph s{Graph(backend, Mode::kInference), {}, {}, {}, {}, {}};
   Graph& g = s.graph;
   const Shape shape{batch_size, unet.sample_height, unet.sample_width, unet.in_channels};
   s.x = g.persistent(shape, DType::kF32, "x");
   s.previous = g.persistent(shape, DType::kF32, "previous");
   s.rows = g.persistent_bytes(sizeof(SamplerRow) * static_cast<size_t>(row_count), "rows");
-  if (unet.num_class_embeds)
-    s.class_labels = g.persistent({1, 1, 1, batch_size}, DType::kI32, "class_labels");
   g.add(backend.draw_noise(shape, Purpose::kSampleStart, g.state(), s.x), Phase::kStart);
 
-  const Tensor t = g.tensor({1, 1, 1, batch_size}, DType::kI32);
-  g.add(backend.sampler_timestep(batch_size, s.rows, g.state(), t));
-  const Tensor in = ops::cast(g, s.x, backend.compute_type());
-  const Tensor out =
-      build_unet(g, unet, timesteps, {.sample = in, .timestep = t, .class_labels = s.class_labels});
+  UNetInputs in;
+  if (unet.num_class_embeds) {
+    in.class_labels = s.class_labels =
+        g.persistent({1, 1, 1, batch_size}, DType::kI32, "class_labels");
+    in.timestep = g.tensor({1, 1, 1, batch_size}, DType::kI32);
+    g.add(backend.sampler_timestep(batch_size, s.rows, g.state(), in.timestep));
+  } else {
+    in.step_timesteps = s.timesteps = g.persistent({1, 1, 1, row_count}, DType::kI32, "timesteps");
+  }
+  in.sample = ops::cast(g, s.x, backend.compute_type());
+  const Tensor out = build_unet(g, unet, timesteps, in);
   g.add(backend.sampler_update(shape, s.rows, out, s.x, s.previous, g.state()));
   g.add(backend.advance_state(g.state()));
   return s;
@@ -40,9 +45,19 @@ Generator::Generator(Backend& backend, const UNetConfig& unet, const SchedulerCo
       build_sampling_graph(backend, unet, scheduler.num_train_timesteps, batch_size, steps());
   x_ = s.x;
   class_labels_ = s.class_labels;
+  const auto planned_at = [&](int batch) {
+    return planned_bytes(
+        build_sampling_graph(backend, unet, scheduler.num_train_timesteps, batch, steps()).graph);
+  };
+  const size_t arena = sizeof(float) * static_cast<size_t>(s.graph.params().arena_size());
+  require_memory(s.graph, arena, batch_size, planned_at);
   const ParamArenas arenas = weights(s.graph.params());
   executor_ = std::make_unique<Executor>(std::move(s.graph), arenas);
   executor_->upload(s.rows, rows_.data());
+  if (!s.timesteps) return;
+  std::vector<int32_t> timesteps;
+  for (const SamplerRow& row : rows_) timesteps.push_back(row.t);
+  executor_->upload(s.timesteps, timesteps.data());
 }
 
 void Generator::begin(uint64_t seed, uint64_t first) {

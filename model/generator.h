@@ -57,10 +57,11 @@ class Generator {
   std::unique_ptr<Executor> executor_;
 };
 
-// The graph of a denoising step, for a generator or to look at. Persistent tensors as named.
+// The graph of a denoising step, for a generator or to look at. Persistent tensors as named;
+// without classes also `timesteps`, I32 (row_count), those of the rows, which the setup reads.
 struct SamplingGraph {
   Graph graph;
-  Tensor x, previous, rows, class_labels;
+  Tensor x, previous, rows, timesteps, class_labels;
 };
 SamplingGraph build_sampling_graph(Backend& backend, const UNetConfig& unet, int timesteps,
                                    int batch_size, int row_count);

@@ -7,6 +7,7 @@
 
 namespace ddpm {
 
+// A batch that is given.
 struct TrainingBatch {
   Tensor x0;            // (N,H,W,C) in [-1, 1]
   Tensor timestep;      // I32 (N)
@@ -14,7 +15,22 @@ struct TrainingBatch {
   Tensor class_labels;  // I32 (N), where the model has num_class_embeds
 };
 
-// Lists noising, the network, the loss and the whole backward pass. Returns the loss of each image.
-Tensor add_objective(Graph& g, const UNetConfig&, const Schedule&, const TrainingBatch&);
+// A data set that batches, timesteps and noise are drawn for: images U8 (count,H,W,C), labels I32
+// (count) where the model has num_class_embeds.
+struct TrainingData {
+  GatherDesc gather;
+  Tensor images, labels;
+};
+
+struct Objective {
+  Tensor timestep;     // I32 (N)
+  Tensor sample_loss;  // (N)
+};
+
+// Lists noising, the network, the loss and the whole backward pass; of a data set, the drawing too.
+Objective add_objective(Graph& g, const UNetConfig&, PredictionType, const Schedule&,
+                        const TrainingBatch&);
+Objective add_objective(Graph& g, const UNetConfig&, PredictionType, const Schedule&,
+                        const TrainingData&);
 
 }  // namespace ddpm

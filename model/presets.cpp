@@ -30,11 +30,12 @@ SchedulerConfig paper_scheduler(VarianceType variance) {
 }
 
 Preset tiny() {
-  Preset p{"tiny", paper_unet(16, {32, 64}, 1), paper_scheduler(VarianceType::kFixedLarge), {}};
+  Preset p{"tiny", paper_unet(16, {32, 64, 64}, 1), paper_scheduler(VarianceType::kFixedLarge), {}};
+  p.unet.down_attention[2] = p.unet.up_attention[0] = true;
   p.unet.layers_per_block = 1;
   p.unet.norm_num_groups = 8;
   p.train = {.batch_size = 32,
-             .steps = 5000,
+             .steps = 4000,
              .learning_rate = 2e-3,
              .warmup_steps = 100,
              .ema_decay = 0.998,

@@ -19,6 +19,7 @@ nlohmann::ordered_json train_to_json(const TrainConfig& t) {
           {"steps", t.steps},
           {"learning_rate", t.learning_rate},
           {"warmup_steps", t.warmup_steps},
+          {"cooldown_steps", t.cooldown_steps},
           {"grad_clip", t.grad_clip},
           {"ema_decay", t.ema_decay},
           {"dropout", t.dropout},
@@ -38,6 +39,7 @@ TrainConfig train_from_json(JsonObject json) {
   t.steps = json.get_int("steps", 0, kMaxSteps);
   t.learning_rate = json.get_double("learning_rate", 0, 10);
   t.warmup_steps = json.get_int("warmup_steps", 0, kMaxSteps);
+  t.cooldown_steps = json.get_int("cooldown_steps", 0, kMaxSteps, 0);  // older runs lack it
   t.grad_clip = json.get_double("grad_clip", 0, 1e9);
   t.ema_decay = json.get_double("ema_decay", 0, 1);
   t.dropout = json.get_double("dropout", 0, 0.99);

@@ -17,7 +17,8 @@ struct TrainConfig {
   int64_t steps = 0;
   double learning_rate = 0;
   int64_t warmup_steps = 0;
-  double grad_clip = 0;  // 0 = none
+  int64_t cooldown_steps = 0;  // before `steps`: the rate falls to 0; 0 = none
+  double grad_clip = 0;        // 0 = none
   double ema_decay = 0;
   double dropout = 0;
   bool flip = false;

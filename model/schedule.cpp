@@ -72,8 +72,18 @@ Schedule::Schedule(const SchedulerConfig& config) {
     posterior_log_variance_clipped.push_back(std::log(post_var[std::max<size_t>(t, 1)]));
 }
 
-NoiseDesc Schedule::noise_desc(const Shape& x) const {
-  return {x, {sqrt_ab.begin(), sqrt_ab.end()}, {sqrt_1mab.begin(), sqrt_1mab.end()}};
+std::vector<float> Schedule::noise_table() const {
+  std::vector<float> table;
+  for (size_t t = 0; t < ab.size(); ++t)
+    table.insert(table.end(), {static_cast<float>(sqrt_ab[t]), static_cast<float>(sqrt_1mab[t])});
+  return table;
+}
+
+std::vector<float> Schedule::velocity_table() const {
+  std::vector<float> table;
+  for (size_t t = 0; t < ab.size(); ++t)
+    table.insert(table.end(), {static_cast<float>(-sqrt_1mab[t]), static_cast<float>(sqrt_ab[t])});
+  return table;
 }
 
 }  // namespace ddpm

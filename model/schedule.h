@@ -4,7 +4,6 @@
 
 #include <vector>
 
-#include "kernels/desc.h"
 #include "model/config.h"
 
 namespace ddpm {
@@ -17,8 +16,10 @@ class Schedule {
   int timesteps() const { return static_cast<int>(beta.size()); }
   // Alpha-bar where t = -1 stands for the clean image.
   double alpha_bar(int t) const { return t < 0 ? 1.0 : ab[static_cast<size_t>(t)]; }
-  // Tables of q(x_t | x_0) for the kernels, rounded once.
-  NoiseDesc noise_desc(const Shape& x) const;
+  // (T, 2): sqrt_ab and sqrt_1mab of q(x_t | x_0) for the kernels, rounded once.
+  std::vector<float> noise_table() const;
+  // (T, 2): -sqrt_1mab and sqrt_ab, of v = sqrt_ab noise - sqrt_1mab x0.
+  std::vector<float> velocity_table() const;
 
   std::vector<double> beta;
   std::vector<double> ab, abp;  // alpha-bar of t and of t - 1

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "engine/dataset.h"
 #include "engine/executor.h"
@@ -9,6 +10,8 @@
 #include "model/config.h"
 
 namespace ddpm {
+
+inline constexpr int kLossBuckets = 10;  // of timesteps, see Trainer::take_loss_by_timestep()
 
 struct TrainerOptions {
   int batch_size = 1;
@@ -34,6 +37,9 @@ class Trainer {
 
   StepState state() const { return executor_->state(); }
   void set_state(const StepState& s) { executor_->set_state(s); }
+  // The mean loss of each bucket of timesteps since it was last asked for; NaN where there was
+  // none.
+  std::vector<double> take_loss_by_timestep();
   ParamStore& store() { return *store_; }
   const ParamStore& store() const { return *store_; }
   Executor& executor() { return *executor_; }
@@ -43,6 +49,7 @@ class Trainer {
  private:
   std::unique_ptr<ParamStore> store_;
   std::unique_ptr<Executor> executor_;
+  Tensor loss_histogram_;
 };
 
 // The graph of a training step, as Trainer runs it: images U8 (count,H,W,C) and labels I32 (count)
@@ -50,6 +57,7 @@ class Trainer {
 struct TrainingGraph {
   Graph graph;
   Tensor images, labels;
+  Tensor loss_histogram;  // (kLossBuckets, 2): sum and count
 };
 TrainingGraph build_training_graph(Backend& backend, const UNetConfig& unet,
                                    const SchedulerConfig& scheduler, const TrainerOptions& options,

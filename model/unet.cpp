@@ -62,10 +62,29 @@ class UNet {
     return c_.block_out_channels[static_cast<size_t>(c_.levels() - 1 - i)];
   }
 
+  // Every block's projection of the time embedding, for each image: worked out from its timestep,
+  // or looked up by the step.
   void embed_time(int timesteps, const UNetInputs& in) {
-    const int n = g_.shape(in.sample).n, width = c_.time_embed_dim();
+    time_.parts = projection_parts();
+    if (!in.step_timesteps) {
+      time_.table = project_time(timesteps, in.timestep, in.class_labels);
+      return;
+    }
+    DDPM_CHECK(!c_.num_class_embeds && !g_.training(), "timesteps by step, with classes");
+    Tensor of_steps;
+    {
+      const Graph::PhaseScope setup(g_, Phase::kSetup);
+      of_steps = project_time(timesteps, in.step_timesteps, {});
+      g_.keep(of_steps);
+    }
+    time_.table = ops::step_row(g_, of_steps, g_.shape(in.sample).n);
+  }
+
+  // t I32 (n) -> (n, all projections)
+  Tensor project_time(int timesteps, Tensor t, Tensor class_labels) {
+    const int width = c_.time_embed_dim();
     TimeEmbeddingDesc d;
-    d.n = n;
+    d.n = static_cast<int>(g_.shape(t).count());
     d.dim = c_.block_out_channels.front();
     d.timesteps = timesteps;
     d.flip_sin_to_cos = c_.flip_sin_to_cos;
@@ -73,14 +92,13 @@ class UNet {
     Tensor emb;
     {
       const Graph::Scope scope(g_, "time_embedding");
-      emb = ops::time_embedding(g_, in.timestep, d);
+      emb = ops::time_embedding(g_, t, d);
       emb = ops::linear(g_, emb, "linear_1", {{"linear_1", width}});
       emb = ops::linear(g_, ops::silu(g_, emb), "linear_2", {{"linear_2", width}});
     }
     if (c_.num_class_embeds)
-      emb = ops::add_embedding(g_, emb, in.class_labels, *c_.num_class_embeds, "class_embedding");
-    time_.parts = projection_parts();
-    time_.table = ops::linear(g_, ops::silu(g_, emb), "time_emb_proj", time_.parts);
+      emb = ops::add_embedding(g_, emb, class_labels, *c_.num_class_embeds, "class_embedding");
+    return ops::linear(g_, ops::silu(g_, emb), "time_emb_proj", time_.parts);
   }
 
   ops::View norm(const ops::View& x, const char* name, bool silu = true, double dropout = 0) {

@@ -12,7 +12,9 @@ KernelDevice& kernel_device() {
 std::unique_ptr<Backend> make_kernel_backend(DType compute_type) {
   if (kernel_device() == KernelDevice::kHost) return make_simt_backend(compute_type);
   const bool narrow = compute_type == DType::kBF16;
-  return make_cuda_backend({.precision = narrow ? Precision::kBf16 : Precision::kFp32}, 0);
+  // Batch-invariant: our own convolutions, rather than a library's.
+  return make_cuda_backend(
+      {.precision = narrow ? Precision::kBf16 : Precision::kFp32, .batch_invariant = true}, 0);
 }
 
 }  // namespace ddpm::test

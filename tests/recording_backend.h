@@ -13,11 +13,13 @@
 
 namespace ddpm::test {
 
-class RecordingBackend final : public Backend {
+class RecordingBackend : public Backend {
  public:
   struct Options {
     bool fused_convolution = true;
+    bool fused_objective = true;  // noisy_batch and noise_loss
     DType compute_type = DType::kF32;
+    size_t available_bytes = size_t{1} << 50;
   };
   struct Event {
     std::string what;                   // an op, or "allocate", "upload", "download", "fill"
@@ -39,6 +41,7 @@ class RecordingBackend final : public Backend {
     note("allocate");
     return std::make_unique<SealedMemory>(bytes);
   }
+  size_t available_bytes() const override { return options_.available_bytes; }
   void upload(void* to, const void*, size_t) override { note("upload", {to}); }
   void download(void*, const void* from, size_t) override { note("download", {from}); }
   void fill(void* to, uint8_t, size_t) override { note("fill", {to}); }
@@ -128,6 +131,9 @@ class RecordingBackend final : public Backend {
   Call time_embedding(const TimeEmbeddingDesc&, In t, Out y) override {
     return call("time_embedding", {t}, {y});
   }
+  Call step_row(int, int, int, In table, In state, Out y) override {
+    return call("step_row", {table, state}, {y});
+  }
   Call gather_images(const GatherDesc&, In images, In labels, In state, Out x0,
                      Out batch_labels) override {
     return call("gather_images", {images, labels, state}, {x0, batch_labels});
@@ -138,12 +144,25 @@ class RecordingBackend final : public Backend {
   Call draw_noise(const Shape&, Purpose, In state, Out noise) override {
     return call("draw_noise", {state}, {noise});
   }
-  Call q_sample(const NoiseDesc&, In x0, In t, In noise, Out x_t) override {
-    return call("q_sample", {x0, t, noise}, {x_t});
+  Call q_sample(const NoiseDesc&, In x0, In t, In noise, In table, Out x_t) override {
+    return call("q_sample", {x0, t, noise, table}, {x_t});
+  }
+  std::optional<Call> noisy_batch(const NoisyBatchDesc&, In images, In labels, In state, In table,
+                                  Out x_t, Out t, Out batch_labels) override {
+    if (!options_.fused_objective) return std::nullopt;
+    return call("noisy_batch", {images, labels, state, table}, {x_t, t, batch_labels});
   }
   Call mse_loss(const Shape&, In prediction, In target, Out sample_loss, Out d_prediction,
                 Out state) override {
     return call("mse_loss", {prediction, target}, {sample_loss, d_prediction, state});
+  }
+  std::optional<Call> noise_loss(const Shape&, In prediction, Out sample_loss, Out d_prediction,
+                                 Out state) override {
+    if (!options_.fused_objective) return std::nullopt;
+    return call("noise_loss", {prediction}, {sample_loss, d_prediction, state}, 4096);
+  }
+  Call loss_histogram(int, int, int, In t, In sample_loss, In state, Out histogram) override {
+    return call("loss_histogram", {t, sample_loss, state}, {histogram});
   }
   Call grad_norm(int64_t, In gradients, Out state) override {
     return call("grad_norm", {gradients}, {state});

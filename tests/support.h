@@ -50,8 +50,8 @@ inline std::vector<float> rounded(const Backend& backend, std::vector<float> v) 
     for (float& x : v) x = to_float(to_bf16(x));
   return v;
 }
-// Relative L2 error of activations that were rounded once, and of what else `fp32` is the bound.
-// Rounding to 8 bits moves each element by at most 2^-9 of itself.
+// Relative L2 error of many activations that were rounded once, and of what else `fp32` is the bound.
+// Rounding to 8 bits moves an element by at most 2^-8 of itself, their root mean square by 2^-9.
 inline double activation_tolerance(const Backend& backend, double fp32) {
   return backend.compute_type() == DType::kBF16 ? 0x1p-9 + fp32 : fp32;
 }

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "engine/safetensors.h"
 #include "engine/shapes.h"
@@ -48,7 +49,7 @@ Result run(const std::string& arguments) {
 
 // A small network's settings, so that a run takes a moment.
 const std::string kSmall =
-    " --set unet.block_out_channels=[8,8] --set unet.norm_num_groups=4 --set unet.sample_size=8"
+    " --set unet.block_out_channels=[8,8,8] --set unet.norm_num_groups=4 --set unet.sample_size=8"
     " --set train.sample_every=0 --batch-size 4";
 
 Result train(const TempFolder& tmp, const std::string& more) {
@@ -206,10 +207,10 @@ TEST_CASE("command line: models that are damaged or are none", "[command_line]")
   put_bytes(weights, good);
 
   nlohmann::json json = nlohmann::json::parse(good_config);
-  json["block_out_channels"] = {8, 16};
+  json["block_out_channels"] = {8, 8, 16};
   put_bytes(config, json.dump());
   check_fails(run(sample + model), Status::kConfig, "shape");
-  json["block_out_channels"] = {8, 8};
+  json["block_out_channels"] = {8, 8, 8};
   json["layers_per_block"] = 2;
   put_bytes(config, json.dump());
   check_fails(run(sample + model), Status::kConfig, "missing");
@@ -282,13 +283,45 @@ TEST_CASE("command line: a run goes on where it stopped, and only as itself", "[
   CHECK(list_checkpoints(parts / "other").contains(8));
 }
 
+TEST_CASE("command line: the rate cools down to the run's end, wherever that is",
+          "[command_line]") {
+  const TempFolder tmp;
+  const std::string settings =
+      "--learning-rate 0.0078125 --set train.warmup_steps=0 --set train.cooldown_steps=4 "
+      "--log-every 1";
+  const auto rates = [&] {
+    std::istringstream metrics(get_bytes(tmp / "run/metrics.jsonl"));
+    std::vector<double> out;
+    for (std::string line; std::getline(metrics, line);)
+      out.push_back(128 * nlohmann::json::parse(line)["learning_rate"].get<double>());
+    return out;
+  };
+  REQUIRE(train(tmp, "--steps 3 " + settings).exit_code == 0);
+  CHECK(rates() == std::vector{0.75, 0.5, 0.25});
+  REQUIRE(train(tmp, "--steps 8 " + settings).exit_code == 0);
+  CHECK(rates() == std::vector{0.75, 0.5, 0.25, 1.0, 1.0, 0.75, 0.5, 0.25});
+  check_fails(train(tmp, "--steps 9 --set train.cooldown_steps=-1"), Status::kConfig,
+              "cooldown_steps");
+  // A config from before there was a cool-down has none.
+  nlohmann::json config = nlohmann::json::parse(get_bytes(tmp / "run/config.json"));
+  config["train"].erase("cooldown_steps");
+  put_bytes(tmp / "old.json", config.dump());
+  REQUIRE(
+      run("train --data shapes --steps 2 --config " + tmp / "old.json" + " --out " + tmp / "old")
+          .exit_code == 0);
+  CHECK(nlohmann::json::parse(get_bytes(tmp / "old/config.json"))["train"]["cooldown_steps"] == 0);
+}
+
 TEST_CASE("command line: a run's folder, and every form of samples", "[command_line]") {
   const TempFolder& tmp = trained();
   const std::string metrics = get_bytes(tmp / "run/metrics.jsonl");
   const nlohmann::json line = nlohmann::json::parse(metrics.substr(0, metrics.find('\n')));
-  for (const char* key :
-       {"step", "loss", "grad_norm", "learning_rate", "images_per_second", "seconds", "peak_bytes"})
+  for (const char* key : {"step", "loss", "loss_by_timestep", "grad_norm", "learning_rate",
+                          "images_per_second", "seconds", "peak_bytes"})
     CHECK(line.contains(key));
+  REQUIRE(line["loss_by_timestep"].size() == 10);
+  for (const nlohmann::json& mean : line["loss_by_timestep"])
+    CHECK((mean.is_null() || mean.get<double>() > 0));
   CHECK(list_checkpoints(tmp / "run").size() == 2);
 
   const TempFolder out;

@@ -193,7 +193,7 @@ TEST_CASE("config: the written text is diffusers' style", "[config]") {
         "  \"variance_type\": \"fixed_small\"\n}\n");
   const std::string text = to_text(to_json(find_preset("tiny").unet));
   CHECK_THAT(text, Contains("\"attention_head_dim\": null") &&
-                       Contains("\"block_out_channels\": [\n    32,\n    64\n  ]") &&
+                       Contains("\"block_out_channels\": [\n    32,\n    64,\n    64\n  ]") &&
                        Contains("\"norm_eps\": 1e-06") && Contains("\"sample_size\": 16"));
   CHECK(parse_unet_config(text, "x") == find_preset("tiny").unet);
 }
@@ -369,8 +369,8 @@ TEST_CASE("presets: the paper's networks", "[config]") {
   CHECK(find_preset("lsun256").unet == faces.unet);
   CHECK(find_preset("lsun256").train.steps == 1200000);
   const Preset& tiny = find_preset("tiny");
-  CHECK(tiny.unet.down_attention == std::vector<bool>{false, true});
-  CHECK(tiny.unet.up_attention == std::vector<bool>{true, false});
+  CHECK(tiny.unet.down_attention == std::vector<bool>{false, true, true});
+  CHECK(tiny.unet.up_attention == std::vector<bool>{true, true, false});
 
   CHECK_THAT(error_of(Status::kUsage, [] { find_preset("cifar100"); }),
              Contains("cifar100") && Contains("\"cifar10\""));

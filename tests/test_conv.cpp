@@ -2,193 +2,12 @@
 
 #include <cstring>
 
-#include "tests/reference/conv.h"
-#include "tests/support.h"
+#include "tests/conv_support.h"
 
 using namespace ddpm;
-using test::random_values;
-using test::relative_error;
-using test::to_double;
+using namespace ddpm::test;
 
 namespace {
-
-// Rounding of a sum of `terms` products of random signs grows with sqrt(terms).
-double tolerance(int64_t terms) { return 1e-7 * (2 + std::sqrt(static_cast<double>(terms))); }
-
-struct ConvShape {
-  int n, h, w, c, k, r = 3, s = 3, stride = 1;
-  int top = 1, left = 1, bottom = 1, right = 1;
-};
-
-const std::vector<ConvShape> kShapes = {
-    // The network's: in, body, down (diffusers' and symmetric padding), out, shortcut.
-    {2, 8, 8, 3, 32},
-    {2, 8, 8, 32, 32},
-    {1, 4, 4, 64, 48},
-    {3, 6, 6, 48, 32},
-    {2, 8, 8, 16, 16, 3, 3, 2, 0, 0, 1, 1},
-    {2, 8, 8, 16, 16, 3, 3, 2},
-    {2, 8, 8, 32, 3},
-    {2, 4, 4, 64, 32, 1, 1, 1, 0, 0, 0, 0},
-    {1, 8, 8, 64, 64},
-    {2, 16, 16, 16, 32},
-    {1, 4, 4, 256, 16},
-    // One of anything, odd, prime.
-    {1, 1, 1, 1, 1},
-    {1, 1, 1, 16, 16},
-    {1, 3, 3, 1, 1},
-    {2, 1, 9, 16, 16},
-    {2, 9, 1, 16, 16},
-    {1, 7, 5, 3, 5},
-    {5, 5, 7, 13, 17},
-    {1, 11, 13, 7, 1},
-    {1, 13, 11, 1, 7},
-    {7, 2, 2, 16, 32},
-    {2, 9, 10, 32, 16},
-    {1, 17, 19, 16, 16},
-    {3, 5, 6, 31, 33},
-    // Other filters, strides and pads.
-    {2, 8, 8, 8, 12, 1, 1, 2, 0, 0, 0, 0},
-    {2, 7, 9, 3, 3, 1, 1, 1, 0, 0, 0, 0},
-    {1, 9, 9, 8, 8, 5, 5, 1, 2, 2, 2, 2},
-    {1, 12, 10, 3, 16, 7, 7, 2, 3, 3, 3, 3},
-    {2, 8, 8, 16, 16, 3, 3, 1, 0, 0, 0, 0},
-    {1, 6, 7, 4, 6, 2, 2, 2, 0, 0, 0, 0},
-    {1, 8, 9, 5, 6, 1, 3, 1, 0, 1, 0, 1},
-    {1, 9, 8, 5, 6, 3, 1, 1, 1, 0, 1, 0},
-    {2, 7, 7, 16, 16, 3, 3, 2, 0, 0, 1, 1},
-    {1, 8, 8, 6, 4, 4, 4, 2, 1, 1, 1, 1},
-    {1, 5, 5, 16, 16, 3, 3, 1, 2, 0, 1, 2},
-    {1, 6, 6, 4, 4, 6, 6, 1, 0, 0, 0, 0},
-};
-
-ConvDesc make_desc(const ConvShape& s) {
-  ConvDesc d;
-  d.x = {s.n, s.h, s.w, s.c};
-  d.k = s.k;
-  d.r = s.r;
-  d.s = s.s;
-  d.stride = s.stride;
-  d.pad_top = s.top;
-  d.pad_left = s.left;
-  d.pad_bottom = s.bottom;
-  d.pad_right = s.right;
-  return d;
-}
-
-std::string describe(const ConvDesc& d) {
-  return format("%s by %s stride %d pads %d %d %d %d bias %d sample %d residual %d",
-                to_string(d.x).c_str(), to_string(d.filter()).c_str(), d.stride, d.pad_top,
-                d.pad_left, d.pad_bottom, d.pad_right, d.bias, d.sample_bias_stride, d.residual);
-}
-
-// Seeded tensors of a desc the CPU takes, and a gradient of the output.
-struct ConvData {
-  std::vector<float> x, filter, bias, sample_bias, residual, dy;
-  explicit ConvData(const ConvDesc& d)
-      : x(random_values(d.x.count(), 11)),
-        filter(random_values(d.filter().count(), 12)),
-        bias(random_values(d.bias ? d.k : 0, 13)),
-        sample_bias(random_values(int64_t{d.x.n} * d.sample_bias_stride, 14)),
-        residual(random_values(d.residual ? d.y().count() : 0, 15)),
-        dy(random_values(d.y().count(), 16)) {}
-  ref::ConvTensors reference() const {
-    return {.x = to_double(x),
-            .filter = to_double(filter),
-            .bias = to_double(bias),
-            .sample_bias = to_double(sample_bias),
-            .residual = to_double(residual)};
-  }
-};
-
-// The filter as the pass reads it: packed where the backend says so.
-In packed_filter(Backend& backend, test::Bench& bench, const ConvDesc& d, ConvPass pass,
-                 const std::vector<float>& filter) {
-  const In plain = bench.in(filter);
-  const size_t bytes = backend.packed_bytes(d, pass);
-  if (bytes == 0) return plain;
-  const Out packed = bench.out<uint8_t>(static_cast<int64_t>(bytes));
-  bench.run(backend.conv_pack(d, pass, plain, packed));
-  return {packed.slot};
-}
-
-std::vector<float> forward(Backend& backend, const ConvDesc& d, const ConvData& t) {
-  test::Bench bench(backend);
-  ConvSlots s;
-  s.x = bench.in(t.x);
-  s.filter = packed_filter(backend, bench, d, ConvPass::kForward, t.filter);
-  if (d.bias) s.bias = bench.in(t.bias);
-  if (d.sample_bias_stride > 0) s.sample_bias = bench.in(t.sample_bias);
-  if (d.residual) s.residual = bench.in(t.residual);
-  const Out y = bench.out(d.y().count());
-  const auto call = backend.conv_forward(d, s, y, {});
-  REQUIRE(call.has_value());
-  CHECK(call->reads.size() == 2u + d.bias + d.residual + (d.sample_bias_stride > 0));
-  bench.run(*call);
-  return bench.get(y);
-}
-
-std::vector<float> dgrad(Backend& backend, const ConvDesc& d, const ConvData& t, Write write,
-                         const std::vector<float>& before) {
-  test::Bench bench(backend);
-  ConvSlots s;
-  s.filter = packed_filter(backend, bench, d, ConvPass::kDgrad, t.filter);
-  const In dy = bench.in(t.dy);
-  const Out dx = write == Write::kAccumulate ? bench.inout(before) : bench.out(d.x.count());
-  const auto call = backend.conv_dgrad(d, s, dy, dx, write);
-  REQUIRE(call.has_value());
-  bench.run(*call);
-  return bench.get(dx);
-}
-
-std::vector<float> wgrad(Backend& backend, const ConvDesc& d, const ConvData& t, Write write,
-                         const std::vector<float>& before) {
-  test::Bench bench(backend);
-  ConvSlots s;
-  s.x = bench.in(t.x);
-  const In dy = bench.in(t.dy);
-  const Out df = write == Write::kAccumulate ? bench.inout(before) : bench.out(d.filter().count());
-  const auto call = backend.conv_wgrad(d, s, dy, df, write);
-  REQUIRE(call.has_value());
-  bench.run(*call);
-  return bench.get(df);
-}
-
-std::vector<double> plus(std::vector<double> a, const std::vector<float>& b) {
-  for (size_t i = 0; i < a.size(); ++i) a[i] += static_cast<double>(b[i]);
-  return a;
-}
-
-void check_forward(Backend& backend, ConvDesc d) {
-  const int64_t terms = int64_t{d.r} * d.s * d.c();
-  for (int extras = 0; extras < 8; ++extras) {
-    d.bias = extras & 1;
-    d.residual = extras & 2;
-    d.sample_bias_stride = extras & 4 ? 2 * d.k + 3 : 0;
-    d.sample_bias_offset = extras & 4 ? d.k + 1 : 0;
-    const ConvData t(d);
-    INFO("forward " << describe(d));
-    CHECK(relative_error(forward(backend, d, t), ref::conv_forward(d, t.reference())) <=
-          tolerance(terms));
-  }
-}
-
-void check_backward(Backend& backend, const ConvDesc& d) {
-  const ConvData t(d);
-  INFO("backward " << describe(d));
-  const auto dx = ref::conv_dgrad(d, to_double(t.filter), to_double(t.dy));
-  const auto dx_before = random_values(d.x.count(), 17);
-  const int64_t dx_terms = int64_t{d.r} * d.s * d.k;
-  CHECK(relative_error(dgrad(backend, d, t, Write::kOverwrite, {}), dx) <= tolerance(dx_terms));
-  CHECK(relative_error(dgrad(backend, d, t, Write::kAccumulate, dx_before), plus(dx, dx_before)) <=
-        tolerance(dx_terms));
-  const auto df = ref::conv_wgrad(d, to_double(t.x), to_double(t.dy));
-  const auto df_before = random_values(d.filter().count(), 18);
-  const int64_t df_terms = d.x.n * d.y().pixels();
-  CHECK(relative_error(wgrad(backend, d, t, Write::kOverwrite, {}), df) <= tolerance(df_terms));
-  CHECK(relative_error(wgrad(backend, d, t, Write::kAccumulate, df_before), plus(df, df_before)) <=
-        tolerance(df_terms));
-}
 
 double dot(const std::vector<double>& a, const std::vector<double>& b) {
   double sum = 0;
@@ -202,7 +21,7 @@ TEST_CASE("conv: the reference's gradients are its finite differences", "[conv]"
   for (size_t i = 0; i < kShapes.size(); i += 3) {
     const ConvDesc d = make_desc(kShapes[i]);
     const ConvData data(d);
-    ref::ConvTensors t = data.reference();
+    ref::ConvTensors t = data.reference(d);
     const auto dy = to_double(data.dy);
     const auto loss = [&] { return dot(ref::conv_forward(d, t), dy); };
     // The loss is linear in x and in the filter: central differences are exact up to rounding.
@@ -284,7 +103,7 @@ TEST_CASE("conv: large and small magnitudes", "[conv]") {
     ConvData t(d);
     for (float& v : t.x) v *= scale;
     for (float& v : t.filter) v *= scale;
-    CHECK(relative_error(forward(*backend, d, t), ref::conv_forward(d, t.reference())) <=
+    CHECK(relative_error(forward(*backend, d, t), ref::conv_forward(d, t.reference(d))) <=
           tolerance(9 * 32));
   }
 }

@@ -7,8 +7,10 @@
 
 #include <catch2/catch.hpp>
 
+#include "tests/kernel_backend.h"
 #include "tests/reference/diffusion.h"
 #include "tests/reference/random.h"
+#include "tests/simt/machine.h"
 #include "tests/support.h"
 
 using namespace ddpm;
@@ -49,7 +51,8 @@ SamplerRun run_row(Backend& backend, const Shape& shape, const SamplerRow& row,
   rows.back() = row;
   const Out x_slot = b.inout(x), state_slot = b.inout(std::vector<StepState>{state});
   const Out previous_slot = previous.empty() ? b.out(shape.count()) : b.inout(previous);
-  b.run(backend.sampler_update(shape, b.in(rows), b.in(out), x_slot, previous_slot, state_slot));
+  b.run(backend.sampler_update(shape, b.in(rows), b.activation(out), x_slot, previous_slot,
+                               state_slot));
   return {b.get(x_slot), b.get(previous_slot), b.get<StepState>(state_slot)[0]};
 }
 
@@ -73,10 +76,18 @@ const std::vector<SamplerRow> kRows = {
     {.t = 51, .x0_x = 1.2f, .x0_out = -0.7f, .x_x = 0.4f, .x_x0 = 0.9f, .x_previous = -0.3f},
     {.t = 7, .x0_out = 1, .clip = 0.5f, .x_x0 = 1, .x_previous = 0.2f, .x_z = 0.9f}};
 
-}  // namespace
+// Every CUDA compute type on the host.
+template <typename F>
+void for_simt(F check) {
+  for (DType type : {DType::kF32, DType::kBF16}) check(*test::make_kernel_backend(type));
+}
 
-TEST_CASE("gather_images: agrees with the reference", "[diffusion]") {
-  auto backend = make_cpu_backend({});
+// Of one activation, relative: half of a last place, of which bf16 has eight.
+double rounding(const Backend& backend) {
+  return backend.compute_type() == DType::kBF16 ? 0x1p-8 : 0;
+}
+
+void check_gather(Backend& backend) {
   int runs = 0;
   for (const Shape& shape : shapes()) {
     if (shape.count() > 10000) continue;
@@ -89,10 +100,10 @@ TEST_CASE("gather_images: agrees with the reference", "[diffusion]") {
         const auto images = bytes(count * shape.pixels() * shape.c, 4);
         std::vector<int32_t> labels;
         for (int32_t i = 0; i < count; ++i) labels.push_back(100 - i);
-        test::Bench b(*backend);
+        test::Bench b(backend);
         const Out x0 = b.out(shape.count()), batch_labels = b.out<int32_t>(shape.n);
-        b.run(backend->gather_images(d, b.in(images), b.in(labels), b.state(state), x0,
-                                     batch_labels));
+        b.run(
+            backend.gather_images(d, b.in(images), b.in(labels), b.state(state), x0, batch_labels));
         const auto expected = ref::gather_images(d, images, state);
         const auto y = b.get(x0);
         const auto drawn = b.get<int32_t>(batch_labels);
@@ -105,8 +116,34 @@ TEST_CASE("gather_images: agrees with the reference", "[diffusion]") {
   CHECK(runs > 30);
 }
 
-TEST_CASE("gather_images: each image once per epoch, flipped half the time", "[diffusion]") {
-  auto backend = make_cpu_backend({.threads = 2});
+// Every byte, and image sizes of whole runs and not.
+void check_bytes(Backend& backend) {
+  for (int w : {256, 255}) {
+    std::vector<uint8_t> images;
+    for (int i = 0; i < w; ++i) images.push_back(static_cast<uint8_t>(i));
+    test::Bench b(backend);
+    const Out x0 = b.out(w);
+    b.run(backend.gather_images({{1, 1, w, 1}, 1, false}, b.in(images), {}, b.state({}), x0, {}));
+    const auto y = b.get(x0);
+    for (size_t i = 0; i < y.size(); ++i)
+      REQUIRE(y[i] == static_cast<float>(static_cast<double>(i) / 127.5 - 1));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("gather_images: agrees with the reference", "[diffusion]") {
+  check_gather(*make_cpu_backend({}));
+  check_bytes(*make_cpu_backend({}));
+}
+TEST_CASE("simt.gather_images: agrees with the reference", "[diffusion]") {
+  for_simt(check_gather);
+  for_simt(check_bytes);
+}
+
+namespace {
+
+void check_epochs(Backend* backend) {
   // Image i holds the byte i on its left half and i + 100 on its right; 12 images, batches of 5.
   constexpr int kCount = 12, kBatch = 5, kSteps = 48;
   std::vector<uint8_t> images;
@@ -138,56 +175,217 @@ TEST_CASE("gather_images: each image once per epoch, flipped half the time", "[d
   CHECK(std::abs(flips - 120) < 5 * std::sqrt(60.0));  // 240 draws
 }
 
-TEST_CASE("gather_images: refuses bad arguments", "[diffusion]") {
-  auto backend = make_cpu_backend({});
+}  // namespace
+
+TEST_CASE("gather_images: each image once per epoch, flipped half the time", "[diffusion]") {
+  check_epochs(make_cpu_backend({.threads = 2}).get());
+}
+TEST_CASE("simt.gather_images: each image once per epoch, flipped half the time", "[diffusion]") {
+  check_epochs(test::make_kernel_backend(DType::kF32).get());
+}
+
+namespace {
+
+void check_gather_refusals(Backend* backend) {
   CHECK_THROWS_AS(backend->gather_images({{1, 2, 2, 3}, 0}, {0}, {}, {1}, {2}, {}), Error);
   CHECK_THROWS_AS(backend->gather_images({{1, 2, 0, 3}, 5}, {0}, {}, {1}, {2}, {}), Error);
   CHECK_THROWS_AS(backend->gather_images({{1, 2, 2, 3}, 5}, {0}, {1}, {1}, {2}, {}), Error);
   CHECK_THROWS_AS(backend->gather_images({{1, 2, 2, 3}, 5}, {0}, {}, {1}, {2}, {3}), Error);
 }
 
+}  // namespace
+
+TEST_CASE("gather_images: refuses bad arguments", "[diffusion]") {
+  check_gather_refusals(make_cpu_backend({}).get());
+  check_gather_refusals(test::make_kernel_backend(DType::kF32).get());
+}
+
+namespace {
+
+// (timesteps, 2), as a schedule gives it.
+std::vector<float> noise_table(int timesteps) {
+  std::vector<float> table;
+  for (int t = 0; t < timesteps; ++t) {
+    const double angle = 1.6 * t / timesteps;
+    table.push_back(static_cast<float>(std::cos(angle)));
+    table.push_back(static_cast<float>(std::sin(angle)));
+  }
+  return table;
+}
+
+std::vector<float> q_sample(Backend& backend, const Shape& shape, const std::vector<float>& x0,
+                            const std::vector<int32_t>& t, const std::vector<float>& noise,
+                            int timesteps = 20) {
+  test::Bench b(backend);
+  const Out x_t = b.activation_out(shape.count());
+  b.run(backend.q_sample({shape, timesteps, backend.compute_type()}, b.in(x0), b.in(t), b.in(noise),
+                         b.in(noise_table(timesteps)), x_t));
+  return b.get_activation(x_t);
+}
+
 // Two products and a sum, each rounded once: 1.5 x 6e-8.
-TEST_CASE("q_sample: agrees with the reference", "[diffusion]") {
-  auto backend = make_cpu_backend({});
-  auto three = make_cpu_backend({.threads = 3});
+void check_q_sample(Backend& backend) {
   for (const Shape& shape : shapes())
     for (float scale : {1.0f, 1e18f}) {
       CAPTURE(to_string(shape), scale);
-      NoiseDesc d{.x = shape, .sqrt_ab = {}, .sqrt_1mab = {}};
-      for (int t = 0; t < 20; ++t) {
-        d.sqrt_ab.push_back(std::cos(0.08f * static_cast<float>(t)));
-        d.sqrt_1mab.push_back(std::sin(0.08f * static_cast<float>(t)));
-      }
       std::vector<int32_t> t;
       for (int n = 0; n < shape.n; ++n) t.push_back(n == 0 ? 19 : 7 * n % 20);
       const auto x0 = test::random_values(shape.count(), 1, scale);
       const auto noise = test::random_values(shape.count(), 2, 3 * scale);
-      test::Bench b(*backend);
-      const In x0_slot = b.in(x0), t_slot = b.in(t), noise_slot = b.in(noise);
-      const Out x_t = b.out(shape.count()), again = b.out(shape.count());
-      b.run(backend->q_sample(d, x0_slot, t_slot, noise_slot, x_t));
-      b.run(three->q_sample(d, x0_slot, t_slot, noise_slot, again));
-      CHECK(relative_error(b.get(x_t), ref::q_sample(d, to_double(x0), t, to_double(noise))) <
-            1e-7);
-      CHECK(b.get(x_t) == b.get(again));
+      const auto expected = ref::q_sample(noise_table(20), to_double(x0), t, to_double(noise));
+      CHECK(relative_error(q_sample(backend, shape, x0, t, noise), expected) <
+            rounding(backend) + 1e-7);
     }
 }
 
-TEST_CASE("q_sample: refuses a timestep outside its tables", "[diffusion]") {
-  auto backend = make_cpu_backend({});
-  const NoiseDesc d{.x = {2, 1, 1, 3}, .sqrt_ab = {1, 0.5f}, .sqrt_1mab = {0, 0.5f}};
-  for (int32_t bad : {-1, 2, std::numeric_limits<int32_t>::min()}) {
-    test::Bench b(*backend);
-    const In x = b.in(test::random_values(6, 1)), t = b.in(std::vector<int32_t>{1, bad});
-    const Call call = backend->q_sample(d, x, t, x, b.out(6));
-    CHECK_THROWS_AS(b.run(call), Error);
+}  // namespace
+
+TEST_CASE("q_sample: agrees with the reference", "[diffusion]") {
+  check_q_sample(*make_cpu_backend({}));
+}
+TEST_CASE("simt.q_sample: agrees with the reference", "[diffusion]") { for_simt(check_q_sample); }
+
+TEST_CASE("q_sample: the same bits from any number of threads, and from CUDA's kernel",
+          "[diffusion]") {
+  auto one = make_cpu_backend({.threads = 1}), three = make_cpu_backend({.threads = 3});
+  auto simt = test::make_kernel_backend(DType::kF32);
+  for (const Shape& shape : {Shape{3, 31, 29, 3}, Shape{2, 96, 96, 3}, Shape{5, 1, 1, 4099}}) {
+    const auto x0 = test::random_values(shape.count(), 1),
+               noise = test::random_values(shape.count(), 2, 3);
+    std::vector<int32_t> t;
+    for (int n = 0; n < shape.n; ++n) t.push_back(3 * n);
+    const auto y = q_sample(*one, shape, x0, t, noise);
+    CHECK(q_sample(*three, shape, x0, t, noise) == y);
+    CHECK(q_sample(*simt, shape, x0, t, noise) == y);
   }
-  CHECK_THROWS_AS(backend->q_sample({{1, 1, 1, 1}, {1}, {}}, {0}, {1}, {2}, {3}), Error);
-  CHECK_THROWS_AS(backend->q_sample({{1, 1, 1, 1}, {}, {}}, {0}, {1}, {2}, {3}), Error);
 }
 
-TEST_CASE("sampler_timestep: tells every image the row's t", "[diffusion]") {
+TEST_CASE("q_sample: refuses a timestep outside its table", "[diffusion]") {
   auto backend = make_cpu_backend({});
+  const auto x = test::random_values(6, 1);
+  for (int32_t bad : {-1, 2, std::numeric_limits<int32_t>::min()}) {
+    CHECK_THROWS_AS(q_sample(*backend, {2, 1, 1, 3}, x, {1, bad}, x, 2), Error);
+    // A device cannot throw: the image is no number, the other is untouched.
+    for_simt([&](Backend& simt) {
+      const auto y = q_sample(simt, {2, 1, 1, 3}, x, {1, bad}, x, 2);
+      for (size_t i = 0; i < 6; ++i) CHECK(std::isnan(y[i]) == (i >= 3));
+    });
+  }
+  for_simt([&](Backend& b) {
+    CHECK_THROWS_AS(b.q_sample({{1, 1, 1, 1}, 0}, {0}, {1}, {2}, {3}, {4}), Error);
+    CHECK_THROWS_AS(b.q_sample({{1, 1, 0, 1}, 5}, {0}, {1}, {2}, {3}, {4}), Error);
+  });
+  CHECK_THROWS_AS(backend->q_sample({{1, 1, 1, 1}, 0}, {0}, {1}, {2}, {3}, {4}), Error);
+  CHECK_THROWS_AS(backend->q_sample({{1, 1, 0, 1}, 5}, {0}, {1}, {2}, {3}, {4}), Error);
+}
+
+namespace {
+
+struct DrawnBatch {
+  std::vector<float> x_t;
+  std::vector<int32_t> t, labels;
+};
+
+// The batch of one step, by one call or by four.
+DrawnBatch draw_batch(Backend& backend, const NoisyBatchDesc& d, bool fused,
+                      const std::vector<uint8_t>& images, const std::vector<int32_t>& labels,
+                      const StepState& state) {
+  const Shape s = d.gather.batch;
+  test::Bench b(backend);
+  const In image_slot = b.in(images), label_slot = b.in(labels), state_slot = b.state(state);
+  const In table = b.in(noise_table(d.timesteps));
+  const Out x_t = b.activation_out(s.count()), t = b.out<int32_t>(s.n);
+  const Out batch_labels = b.out<int32_t>(s.n);
+  if (fused) {
+    const auto call =
+        backend.noisy_batch(d, image_slot, label_slot, state_slot, table, x_t, t, batch_labels);
+    REQUIRE(call);
+    b.run(*call);
+  } else {
+    const Out x0 = b.out(s.count()), noise = b.out(s.count());
+    b.run(backend.gather_images(d.gather, image_slot, label_slot, state_slot, x0, batch_labels));
+    b.run(backend.draw_timesteps(s.n, d.timesteps, state_slot, t));
+    b.run(backend.draw_noise(s, Purpose::kNoise, state_slot, noise));
+    b.run(backend.q_sample({s, d.timesteps, backend.compute_type()}, {x0.slot}, {t.slot},
+                           {noise.slot}, table, x_t));
+  }
+  return {b.get_activation(x_t), b.get<int32_t>(t), b.get<int32_t>(batch_labels)};
+}
+
+void check_noisy_batch(Backend& backend) {
+  uint64_t step = 0;
+  auto list = shapes();
+  list.push_back({1, 128, 131, 3});  // more parts than a block's share
+  for (const Shape& shape : list)
+    for (bool flip : {false, true}) {
+      CAPTURE(to_string(shape), flip);
+      const NoisyBatchDesc d{{shape, 5, flip}, 1000};
+      const StepState state{.seed = 17, .step = step++};
+      const auto images = bytes(5 * shape.pixels() * shape.c, 4);
+      const std::vector<int32_t> labels = {7, 8, 9, 10, 11};
+      const DrawnBatch a = draw_batch(backend, d, true, images, labels, state);
+      const DrawnBatch b = draw_batch(backend, d, false, images, labels, state);
+      CHECK(a.x_t == b.x_t);
+      CHECK(a.t == b.t);
+      CHECK(a.labels == b.labels);
+    }
+}
+
+}  // namespace
+
+TEST_CASE("simt.noisy_batch: the bits of the calls it stands for", "[diffusion]") {
+  for_simt(check_noisy_batch);
+}
+
+TEST_CASE("simt.noisy_batch: another order of warps and blocks, and what it refuses",
+          "[diffusion]") {
+  for_simt([](Backend& backend) {
+    const NoisyBatchDesc d{{{2, 64, 64, 3}, 3, true}, 1000};
+    const auto images = bytes(3 * 64 * 64 * 3, 4);
+    const auto once = draw_batch(backend, d, true, images, {0, 1, 2}, {.seed = 1, .step = 2});
+    simt::options().seed = 9;
+    const auto again = draw_batch(backend, d, true, images, {0, 1, 2}, {.seed = 1, .step = 2});
+    simt::options().seed = 0;
+    CHECK(once.x_t == again.x_t);
+    const auto make = [&](const NoisyBatchDesc& desc, In labels) {
+      backend.noisy_batch(desc, {0}, labels, {1}, {2}, {3}, {4}, {});
+    };
+    CHECK_NOTHROW(make(d, {}));
+    CHECK_THROWS_AS(make(d, {5}), Error);
+    CHECK_THROWS_AS(make({{{2, 0, 64, 3}, 3, true}, 1000}, {}), Error);
+    CHECK_THROWS_AS(make({{{2, 64, 64, 3}, 0, true}, 1000}, {}), Error);
+    CHECK_THROWS_AS(make({{{2, 64, 64, 3}, 3, true}, 0}, {}), Error);
+  });
+  auto cpu = make_cpu_backend({});
+  CHECK_FALSE(cpu->noisy_batch({{{1, 2, 2, 3}, 3, true}, 9}, {0}, {}, {1}, {2}, {3}, {4}, {}));
+}
+
+// Some blocks of the large grids, held to the CPU: a rounding of z apart.
+TEST_CASE("simt.noisy_batch: the networks' shapes", "[diffusion]") {
+  auto cpu = make_cpu_backend({});
+  simt::options().max_blocks = 6;
+  for_simt([&](Backend& backend) {
+    for (const Shape& shape : {Shape{1, 32, 32, 3}, Shape{128, 32, 32, 3}, Shape{1, 256, 256, 3}}) {
+      const NoisyBatchDesc d{{shape, 2, true}, 1000};
+      const auto images = bytes(2 * shape.pixels() * shape.c, 4);
+      const StepState state{.seed = 3, .step = 800000};
+      const auto y = draw_batch(backend, d, true, images, {1, 2}, state).x_t;
+      const auto expected = draw_batch(*cpu, d, false, images, {1, 2}, state).x_t;
+      int64_t written = 0;
+      for (size_t i = 0; i < y.size(); ++i) {
+        if (std::isnan(y[i])) continue;  // a block that was left out
+        ++written;
+        REQUIRE(std::abs(y[i] - expected[i]) <= 3e-6 + rounding(backend) * std::abs(expected[i]));
+      }
+      CHECK(written >= 3000);
+    }
+  });
+  simt::options().max_blocks = 0;
+}
+
+namespace {
+
+void check_row_timestep(Backend* backend) {
   const std::vector<SamplerRow> rows = {{.t = 999}, {.t = 500}, {.t = 0}};
   for (int n : {1, 2, 64, 67})
     for (uint64_t step : {0, 1, 2}) {
@@ -200,18 +398,17 @@ TEST_CASE("sampler_timestep: tells every image the row's t", "[diffusion]") {
 }
 
 // Some ten roundings of values near 3, against a result near 1.
-TEST_CASE("sampler_update: agrees with the reference", "[diffusion]") {
-  auto backend = make_cpu_backend({});
+void check_sampler_update(Backend& backend) {
   uint64_t step = 0;
   for (const Shape& shape : shapes())
     for (const SamplerRow& row : kRows) {
       CAPTURE(to_string(shape), row.t);
       const StepState state{.seed = 8, .step = step++ % 3, .first_image = 1000000007};
-      const auto out = test::random_values(shape.count(), 1, 1.7f);
+      const auto out = test::rounded(backend, test::random_values(shape.count(), 1, 1.7f));
       const auto x = test::random_values(shape.count(), 2, 2);
       const auto previous =
           row.x_previous != 0 ? test::random_values(shape.count(), 3) : std::vector<float>{};
-      const SamplerRun run = run_row(*backend, shape, row, state, out, x, previous);
+      const SamplerRun run = run_row(backend, shape, row, state, out, x, previous);
       auto expected_x = to_double(x), expected_previous = to_double(previous);
       expected_previous.resize(x.size());
       ref::sampler_row(row, to_double(out), row_noise(shape, row, state), expected_x,
@@ -223,9 +420,24 @@ TEST_CASE("sampler_update: agrees with the reference", "[diffusion]") {
     }
 }
 
-TEST_CASE("sampler_update: does not depend on threads, slot or neighbours", "[diffusion]") {
-  auto one = make_cpu_backend({.threads = 1});
-  auto three = make_cpu_backend({.threads = 3});
+}  // namespace
+
+TEST_CASE("sampler_timestep: tells every image the row's t", "[diffusion]") {
+  check_row_timestep(make_cpu_backend({}).get());
+}
+TEST_CASE("simt.sampler_timestep: tells every image the row's t", "[diffusion]") {
+  check_row_timestep(test::make_kernel_backend(DType::kF32).get());
+}
+TEST_CASE("sampler_update: agrees with the reference", "[diffusion]") {
+  check_sampler_update(*make_cpu_backend({}));
+}
+TEST_CASE("simt.sampler_update: agrees with the reference", "[diffusion]") {
+  for_simt(check_sampler_update);
+}
+
+namespace {
+
+void check_sampler_slots(Backend* one, Backend* three) {
   for (const Shape& shape : {Shape{5, 7, 7, 3}, Shape{3, 96, 96, 3}, Shape{5, 1, 1, 4097}})
     for (const SamplerRow& row : kRows) {
       const StepState state{.seed = 8, .step = 1, .first_image = 40};
@@ -250,8 +462,27 @@ TEST_CASE("sampler_update: does not depend on threads, slot or neighbours", "[di
     }
 }
 
-TEST_CASE("sampler_update: reports what is not finite", "[diffusion]") {
-  auto backend = make_cpu_backend({});
+}  // namespace
+
+TEST_CASE("sampler_update: does not depend on threads, slot or neighbours", "[diffusion]") {
+  auto three = make_cpu_backend({.threads = 3});
+  check_sampler_slots(make_cpu_backend({.threads = 1}).get(), three.get());
+}
+TEST_CASE("simt.sampler_update: does not depend on order, slot or neighbours", "[diffusion]") {
+  for_simt([](Backend& backend) {
+    check_sampler_slots(&backend, &backend);
+    const Shape shape{2, 64, 64, 3};
+    const auto x = test::random_values(shape.count(), 2);
+    const auto once = run_row(backend, shape, kRows[4], {.step = 1}, x, x, x);
+    simt::options().seed = 4;
+    CHECK(run_row(backend, shape, kRows[4], {.step = 1}, x, x, x).x == once.x);
+    simt::options().seed = 0;
+  });
+}
+
+namespace {
+
+void check_not_finite(Backend* backend) {
   const Shape shape{2, 1, 1, 37};
   for (const SamplerRow& row : kRows)
     for (float bad : {kNaN, kInfinity, -kInfinity})
@@ -273,8 +504,7 @@ TEST_CASE("sampler_update: reports what is not finite", "[diffusion]") {
         }
 }
 
-TEST_CASE("sampler_update: keeps an earlier flag and its step", "[diffusion]") {
-  auto backend = make_cpu_backend({});
+void check_earlier_flag(Backend* backend) {
   const Shape shape{1, 1, 1, 5};
   StepState state{.seed = 1, .step = 2, .bad_step = 1, .nonfinite = kLossNonFinite};
   const auto good = test::random_values(5, 1);
@@ -286,8 +516,48 @@ TEST_CASE("sampler_update: keeps an earlier flag and its step", "[diffusion]") {
   CHECK_THROWS_AS(backend->sampler_update({1, 1, 1, 0}, {0}, {1}, {2}, {3}, {4}), Error);
 }
 
-TEST_CASE("image_to_uint8: agrees with the reference", "[diffusion]") {
-  auto backend = make_cpu_backend({});
+}  // namespace
+
+TEST_CASE("sampler_update: reports what is not finite", "[diffusion]") {
+  check_not_finite(make_cpu_backend({}).get());
+}
+TEST_CASE("simt.sampler_update: reports what is not finite", "[diffusion]") {
+  for_simt([](Backend& backend) { check_not_finite(&backend); });
+}
+TEST_CASE("sampler_update: keeps an earlier flag and its step", "[diffusion]") {
+  check_earlier_flag(make_cpu_backend({}).get());
+}
+TEST_CASE("simt.sampler_update: keeps an earlier flag and its step", "[diffusion]") {
+  for_simt([](Backend& backend) { check_earlier_flag(&backend); });
+}
+
+// Some blocks of the large grids, held to the CPU: ten roundings, and those of z.
+TEST_CASE("simt.sampler_update: the networks' shapes", "[diffusion]") {
+  auto cpu = make_cpu_backend({});
+  for_simt([&](Backend& backend) {
+    for (const Shape& shape : {Shape{1, 32, 32, 3}, Shape{64, 32, 32, 3}, Shape{1, 256, 256, 3}}) {
+      const StepState state{.seed = 8, .step = 1, .first_image = 40};
+      const auto out = test::rounded(backend, test::random_values(shape.count(), 1));
+      const auto x = test::random_values(shape.count(), 2);
+      simt::options().max_blocks = 8;
+      const SamplerRun run = run_row(backend, shape, kRows[0], state, out, x);
+      simt::options().max_blocks = 0;
+      const SamplerRun expected = run_row(*cpu, shape, kRows[0], state, out, x);
+      int64_t written = 0;
+      for (size_t i = 0; i < x.size(); ++i) {
+        if (std::isnan(run.previous[i])) continue;  // a block that was left out
+        ++written;
+        REQUIRE(std::abs(run.x[i] - expected.x[i]) <= 3e-6);
+        REQUIRE(std::abs(run.previous[i] - expected.previous[i]) <= 2e-6);
+      }
+      CHECK(written >= 3000);
+    }
+  });
+}
+
+namespace {
+
+void check_uint8(Backend* backend) {
   const auto convert = [&](const std::vector<float>& x) {
     test::Bench b(*backend);
     const Out y = b.out<uint8_t>(static_cast<int64_t>(x.size()));
@@ -313,4 +583,13 @@ TEST_CASE("image_to_uint8: agrees with the reference", "[diffusion]") {
   CHECK(convert({-kInfinity, kInfinity, -1, 1, 0}) == std::vector<uint8_t>{0, 255, 0, 255, 128});
   CHECK(convert(std::vector<float>(33, kNaN)).size() == 33);  // any value, but no fault
   CHECK_THROWS_AS(backend->image_to_uint8(0, {0}, {1}), Error);
+}
+
+}  // namespace
+
+TEST_CASE("image_to_uint8: agrees with the reference", "[diffusion]") {
+  check_uint8(make_cpu_backend({}).get());
+}
+TEST_CASE("simt.image_to_uint8: agrees with the reference", "[diffusion]") {
+  check_uint8(test::make_kernel_backend(DType::kF32).get());
 }

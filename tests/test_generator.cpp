@@ -1,11 +1,14 @@
 // An image is a function of (weights, seed, its number), whatever batch it is drawn in.
 #include <catch2/catch.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "model/generator.h"
 #include "model/presets.h"
+#include "model/schedule.h"
+#include "model/unet.h"
 #include "tests/golden.h"
 
 using namespace ddpm;
@@ -92,4 +95,102 @@ TEST_CASE("generator: values that are not finite are an error, not an image", "[
                  std::vector<float>(static_cast<size_t>(t.count()), std::nanf("")));
   generator.weights_changed();
   CHECK_THROWS_WITH(generator.sample(0, 0, 1), Catch::Contains("not finite"));
+}
+
+namespace {
+
+// As build_sampling_graph(), but each step works the time projections out from each image's t.
+SamplingGraph graph_without_table(Backend& backend, const UNetConfig& unet, int batch, int rows) {
+  SamplingGraph s{Graph(backend, Mode::kInference), {}, {}, {}, {}, {}};
+  Graph& g = s.graph;
+  const Shape shape{batch, unet.sample_height, unet.sample_width, unet.in_channels};
+  s.x = g.persistent(shape, DType::kF32, "x");
+  s.previous = g.persistent(shape, DType::kF32, "previous");
+  s.rows = g.persistent_bytes(sizeof(SamplerRow) * static_cast<size_t>(rows), "rows");
+  g.add(backend.draw_noise(shape, Purpose::kSampleStart, g.state(), s.x), Phase::kStart);
+  const Tensor t = g.tensor({1, 1, 1, batch}, DType::kI32);
+  g.add(backend.sampler_timestep(batch, s.rows, g.state(), t));
+  const Tensor out = build_unet(g, unet, 1000, {.sample = s.x, .timestep = t});
+  g.add(backend.sampler_update(shape, s.rows, out, s.x, s.previous, g.state()));
+  g.add(backend.advance_state(g.state()));
+  return s;
+}
+
+// A chain over the graph; memory that is not alive holds NaN.
+std::vector<float> run_chain(Backend& backend, SamplingGraph s,
+                             const std::vector<SamplerRow>& rows) {
+  ParamStore store(backend, s.graph.params(), {Arena::kWeights});
+  test::set_hash_weights(store, {Arena::kWeights});
+  std::vector<float> images(static_cast<size_t>(s.graph.shape(s.x).count()));
+  Executor executor(std::move(s.graph), store.arenas(), {.poison = true});
+  executor.upload(s.rows, rows.data());
+  std::vector<int32_t> timesteps;
+  for (const SamplerRow& row : rows) timesteps.push_back(row.t);
+  if (s.timesteps) executor.upload(s.timesteps, timesteps.data());
+  executor.run(Phase::kSetup);
+  executor.set_state({.seed = 5});
+  executor.run(Phase::kStart);
+  for (size_t i = 0; i < rows.size(); ++i) executor.step();
+  executor.download(images.data(), s.x);
+  for (float& v : images) v = std::clamp(v, -1.0f, 1.0f);
+  return images;
+}
+
+}  // namespace
+
+TEST_CASE("generator: looking time projections up gives the images of working them out",
+          "[generator]") {
+  Preset p = find_preset("tiny");
+  p.unet.sample_height = p.unet.sample_width = 8;
+  auto backend = make_cpu_backend({.threads = 1});
+  for (SamplerKind kind : {SamplerKind::kDdpm, SamplerKind::kDdim}) {
+    const int steps = kind == SamplerKind::kDdpm ? 3 : 10;
+    const std::vector<SamplerRow> rows =
+        sampler_rows(Schedule(p.scheduler), p.scheduler, {.kind = kind, .steps = steps});
+    for (int batch : {1, 8}) {
+      const auto plain =
+          run_chain(*backend, graph_without_table(*backend, p.unet, batch, steps), rows);
+      const auto looked_up =
+          run_chain(*backend, build_sampling_graph(*backend, p.unet, 1000, batch, steps), rows);
+      double worst = 0;
+      for (size_t i = 0; i < plain.size(); ++i)
+        worst = std::max(worst, std::abs(double{plain[i]} - double{looked_up[i]}));
+      INFO("batch " << batch << ", " << steps << " steps");
+      CHECK(worst <= 1e-6);  // products of another number of rows are summed in another order
+      if (kind == SamplerKind::kDdpm)
+        CHECK(looked_up == draw(*backend, p.unet, p.scheduler, batch, batch, 5));
+    }
+  }
+}
+
+TEST_CASE("generator: new weights give new time projections", "[generator]") {
+  const Preset& p = find_preset("tiny");
+  auto backend = make_cpu_backend({.threads = 1});
+  std::unique_ptr<ParamStore> store;
+  Generator generator(*backend, p.unet, p.scheduler, {.kind = SamplerKind::kDdim, .steps = 2}, 2,
+                      [&](const Params& params) {
+                        store = std::make_unique<ParamStore>(*backend, params,
+                                                             std::vector{Arena::kWeights});
+                        test::set_hash_weights(*store, {Arena::kWeights});
+                        return store->arenas();
+                      });
+  generator.weights_changed();
+  const std::vector<float> first = generator.sample(1, 0, 2);
+  std::vector<float> whole;
+  for (const CheckpointTensor& t : checkpoint_tensors(store->params())) {
+    if (t.key != "time_embedding.linear_2.weight") continue;
+    store->read(Arena::kWeights, t, whole);
+    for (float& v : whole) v = -v;
+    store->write(Arena::kWeights, t, whole);
+  }
+  REQUIRE(!whole.empty());
+  generator.weights_changed();
+  CHECK(generator.sample(1, 0, 2) != first);
+  for (const CheckpointTensor& t : checkpoint_tensors(store->params())) {
+    if (t.key != "time_embedding.linear_2.weight") continue;
+    for (float& v : whole) v = -v;
+    store->write(Arena::kWeights, t, whole);
+  }
+  generator.weights_changed();
+  CHECK(generator.sample(1, 0, 2) == first);
 }

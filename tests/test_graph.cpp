@@ -28,13 +28,14 @@ TrainingGraph training_graph(Backend& backend, const Preset& p, int batch) {
 
 // Follows which tensor owns each 64-byte line of the arena: a step that reads a tensor must find
 // the lines its writer left.
-void check_plan(const Graph& g, const Plan& plan) {
+void check_plan(const Graph& g, const Plan& plan, Phase phase = Phase::kStep) {
+  const std::vector<Step>& steps = g.steps(phase);
   std::vector<int> owner(plan.bytes / 64, -1);
   const auto lines = [&](const Placement& p, auto&& f) {
     for (size_t i = p.offset / 64; i < (p.offset + p.bytes) / 64; ++i) f(owner.at(i));
   };
-  for (size_t s = 0; s < g.steps().size(); ++s) {
-    const Call& call = g.steps()[s].call;
+  for (size_t s = 0; s < steps.size(); ++s) {
+    const Call& call = steps[s].call;
     const Placement& workspace = plan.workspaces[s];
     const int workspace_id = -2 - static_cast<int>(s);
     if (workspace.bytes > 0) lines(workspace, [&](int& o) { o = workspace_id; });
@@ -53,7 +54,7 @@ void check_plan(const Graph& g, const Plan& plan) {
       lines(plan.tensors[static_cast<size_t>(in.slot)], [&](int& o) { intact &= o == in.slot; });
     }
     if (workspace.bytes > 0) lines(workspace, [&](int& o) { intact &= o == workspace_id; });
-    INFO(g.steps()[s].scope << ":" << call.op);
+    INFO(steps[s].scope << ":" << call.op);
     REQUIRE(intact);
   }
 }
@@ -87,7 +88,8 @@ TEST_CASE("graph: parameters of the presets", "[graph]") {
 TEST_CASE("graph: a step is device work with the same arguments every time", "[graph]") {
   for (bool fused : {true, false}) {
     for (const Preset& p : presets()) {
-      RecordingBackend backend(RecordingBackend::Options{.fused_convolution = fused});
+      RecordingBackend backend(
+          RecordingBackend::Options{.fused_convolution = fused, .fused_objective = fused});
       TrainingGraph t = training_graph(backend, p, 4);
       ParamStore store(backend, t.graph.params(),
                        {Arena::kWeights, Arena::kGradients, Arena::kM, Arena::kV, Arena::kEma});
@@ -106,6 +108,13 @@ TEST_CASE("graph: a step is device work with the same arguments every time", "[g
         return std::count_if(first.begin(), first.end(),
                              [&](const auto& e) { return e.what == op; });
       };
+      // One call draws the batch and its noise, or four; the noise is drawn again for the loss.
+      CHECK(count("noisy_batch") == (fused ? 1 : 0));
+      CHECK(count("noise_loss") == (fused ? 1 : 0));
+      for (const char* op :
+           {"gather_images", "draw_timesteps", "draw_noise", "q_sample", "mse_loss"})
+        CHECK(count(op) == (fused ? 0 : 1));
+      CHECK(count("loss_histogram") == 1);
       // A backend that fuses is never asked to write an activation out, except for q, k and v.
       if (fused) CHECK(count("concat") == 0);
       if (fused && p.name == "cifar10") CHECK(count("group_norm_apply") == 2 * 6);
@@ -130,6 +139,83 @@ TEST_CASE("graph: sampling steps are device work too", "[graph]") {
   }
 }
 
+namespace {
+
+std::map<std::string, int> count_ops(const std::vector<Step>& steps) {
+  std::map<std::string, int> count;
+  for (const Step& s : steps) ++count[s.call.op];
+  return count;
+}
+
+}  // namespace
+
+TEST_CASE("graph: a sampling step looks its time projections up", "[graph]") {
+  for (const Preset& p : presets()) {
+    RecordingBackend backend;
+    SamplingGraph s = build_sampling_graph(backend, p.unet, 1000, 2, 50);
+    auto setup = count_ops(s.graph.steps(Phase::kSetup)), step = count_ops(s.graph.steps());
+    INFO(p.name);
+    CHECK(setup["time_embedding"] == 1);
+    CHECK(setup["gemm"] == 3);
+    CHECK(step["step_row"] == 1);
+    CHECK(step["time_embedding"] + step["silu"] + step["sampler_timestep"] == 0);
+    CHECK(step["gemm"] == 2 * step["attention_forward"]);
+    const TrainingGraph training = training_graph(backend, p, 2);
+    CHECK(s.graph.macs() < training.graph.macs());
+    // For good: the three layers' weights and biases are read by nothing else.
+    ParamStore store(backend, s.graph.params(), {Arena::kWeights});
+    Executor executor(std::move(s.graph), store.arenas());
+    backend.take_events();
+    executor.setup_for_good();
+    std::set<const void*> discarded;
+    for (const auto& e : backend.take_events())
+      if (e.what == "discard") discarded.insert(e.pointers[0]);
+    CHECK(discarded.size() == 6);
+    executor.step();
+    for (const auto& e : backend.take_events())
+      for (const void* read : e.pointers) CHECK(discarded.count(read) == 0);
+
+    // A class is known with the image only.
+    UNetConfig classes = p.unet;
+    classes.num_class_embeds = 10;
+    const SamplingGraph c = build_sampling_graph(backend, classes, 1000, 2, 50);
+    CHECK(c.graph.steps(Phase::kSetup).empty());
+    CHECK(!c.timesteps);
+    auto with_classes = count_ops(c.graph.steps());
+    CHECK(with_classes["time_embedding"] == 1);
+    CHECK(with_classes["step_row"] == 0);
+    CHECK(with_classes["gemm"] == 2 * with_classes["attention_forward"] + 3);
+  }
+}
+
+TEST_CASE("graph: what the setup works out is kept for the step, or not found there", "[graph]") {
+  RecordingBackend backend;
+  for (bool kept : {true, false}) {
+    Graph g(backend, Mode::kInference);
+    const Tensor x = g.persistent({1, 1, 1, 4}, DType::kF32, "x");
+    Tensor y, z;
+    {
+      const Graph::PhaseScope setup(g, Phase::kSetup);
+      y = ops::silu(g, x);
+      if (kept) g.keep(y);
+    }
+    z = ops::silu(g, y);
+    CHECK(g.steps(Phase::kSetup).size() == 1);
+    CHECK(g.steps().size() == 1);
+    if (kept) {
+      CHECK_THROWS_AS(g.keep(y), Error);
+      CHECK_NOTHROW(Executor(std::move(g), {}));
+    } else {
+      CHECK_THROWS_WITH(Executor(std::move(g), {}), Catch::Contains("before it is written"));
+    }
+  }
+  Graph g(backend, Mode::kInference);
+  const Tensor x = g.persistent({1, 1, 1, 4}, DType::kF32, "x"), y = g.tensor({1, 1, 1, 4});
+  g.add(backend.silu(4, x, y), Phase::kSetup);
+  g.add(backend.silu(4, x, y));
+  CHECK_THROWS_WITH(Executor(std::move(g), {}), Catch::Contains("two phases"));
+}
+
 TEST_CASE("plan: close to the bound, and every read finds what was written", "[plan]") {
   for (bool fused : {true, false}) {
     for (const Preset& p : presets()) {
@@ -143,10 +229,26 @@ TEST_CASE("plan: close to the bound, and every read finds what was written", "[p
         if (plan.bytes > (size_t{1} << 29)) continue;  // following every line would take seconds
         check_plan(t.graph, plan);
         const SamplingGraph s = build_sampling_graph(backend, p.unet, 1000, batch, 10);
-        check_plan(s.graph, make_plan(s.graph.tensors(), s.graph.steps()));
+        for (Phase phase : kAllPhases)
+          check_plan(s.graph, make_plan(s.graph.tensors(), s.graph.steps(phase)), phase);
       }
     }
   }
+}
+
+TEST_CASE("graph: a constant is there from the start, and stays", "[graph]") {
+  auto backend = make_cpu_backend({});
+  Graph g(*backend, Mode::kInference);
+  const std::vector<float> values = {1, 2, 3, 4, 5, 6};
+  const Tensor t = g.constant(values, 2, "table");
+  CHECK(g.shape(t) == Shape{3, 1, 1, 2});
+  CHECK_THROWS_AS(g.constant(values, 4, "ragged"), Error);
+  Graph moved = std::move(g);
+  Executor executor(std::move(moved), {}, {.poison = true});
+  executor.step();
+  std::vector<float> held(6);
+  executor.download(held.data(), t);
+  CHECK(held == values);
 }
 
 TEST_CASE("plan: a read before any write is refused", "[plan]") {

@@ -5,7 +5,9 @@
 
 #include <catch2/catch.hpp>
 
+#include "tests/kernel_backend.h"
 #include "tests/reference/random.h"
+#include "tests/simt/machine.h"
 #include "tests/support.h"
 
 using namespace ddpm;
@@ -42,17 +44,14 @@ std::vector<Shape> shapes() {
   return list;
 }
 
-}  // namespace
-
 // Largest radius 6.77; its logarithm, root and product, and sine and cosine are each within a few
 // units in the last place: 4 x 6e-8 x 6.77.
-TEST_CASE("draw_noise: agrees with the reference", "[random]") {
-  auto backend = make_cpu_backend({});
+void check_noise(Backend& backend) {
   double worst = 0;
   for (const Shape& shape : shapes())
     for (Purpose purpose : {Purpose::kNoise, Purpose::kSampleStart}) {
       CAPTURE(to_string(shape), static_cast<int>(purpose));
-      const auto y = noise(*backend, shape, purpose, kState);
+      const auto y = noise(backend, shape, purpose, kState);
       const auto expected = reference_noise(shape, purpose, kState);
       REQUIRE(y.size() == expected.size());
       double error = 0;
@@ -67,32 +66,77 @@ TEST_CASE("draw_noise: agrees with the reference", "[random]") {
   CHECK(worst > 0);
 }
 
-TEST_CASE("draw_noise: does not depend on threads, slot or shape", "[random]") {
-  auto one = make_cpu_backend({.threads = 1});
-  auto three = make_cpu_backend({.threads = 3});
-  for (Purpose purpose : {Purpose::kNoise, Purpose::kSampleStart})
-    CHECK(noise(*one, {9, 37, 41, 13}, purpose, kState) ==
-          noise(*three, {9, 37, 41, 13}, purpose, kState));
+}  // namespace
 
-  // Image first + 3 of a batch is image 0 of the batch that starts there.
+TEST_CASE("draw_noise: agrees with the reference", "[random]") {
+  check_noise(*make_cpu_backend({}));
+}
+TEST_CASE("simt.draw_noise: agrees with the reference", "[random]") {
+  check_noise(*test::make_kernel_backend(DType::kF32));
+}
+
+namespace {
+
+// Image first + 3 of a batch is image 0 of the batch that starts there, and a tail is computed as
+// the body is.
+void check_slots(Backend& backend, Backend& other) {
+  for (Purpose purpose : {Purpose::kNoise, Purpose::kSampleStart})
+    CHECK(noise(backend, {9, 37, 41, 13}, purpose, kState) ==
+          noise(other, {9, 37, 41, 13}, purpose, kState));
   StepState later = kState;
   later.first_image += 3;
-  const auto batch = noise(*three, {5, 7, 3, 3}, Purpose::kSampleStart, kState);
-  const auto single = noise(*one, {1, 7, 3, 3}, Purpose::kSampleStart, later);
+  const auto batch = noise(backend, {5, 7, 3, 3}, Purpose::kSampleStart, kState);
+  const auto single = noise(other, {1, 7, 3, 3}, Purpose::kSampleStart, later);
   CHECK(std::equal(single.begin(), single.end(), batch.begin() + 3 * 63));
 
-  // A tail is computed as the body is.
-  const auto full = noise(*one, {1, 1, 1, 256}, Purpose::kNoise, kState);
+  const auto full = noise(other, {1, 1, 1, 256}, Purpose::kNoise, kState);
   for (int count = 1; count < 256; count += 5) {
-    const auto part = noise(*one, {1, 1, 1, count}, Purpose::kNoise, kState);
+    const auto part = noise(backend, {1, 1, 1, count}, Purpose::kNoise, kState);
     CHECK(std::equal(part.begin(), part.end(), full.begin()));
   }
 }
 
+}  // namespace
+
+TEST_CASE("draw_noise: does not depend on threads, slot or shape", "[random]") {
+  auto three = make_cpu_backend({.threads = 3});
+  check_slots(*three, *make_cpu_backend({.threads = 1}));
+}
+TEST_CASE("simt.draw_noise: does not depend on the compute type, slot or shape", "[random]") {
+  auto backend = test::make_kernel_backend(DType::kF32);
+  check_slots(*backend, *test::make_kernel_backend(DType::kBF16));
+  const auto once = noise(*backend, {3, 31, 17, 5}, Purpose::kNoise, kState);
+  simt::options().seed = 5;
+  CHECK(noise(*backend, {3, 31, 17, 5}, Purpose::kNoise, kState) == once);
+  simt::options().seed = 0;
+}
+
+TEST_CASE("simt.draw_noise: the networks' shapes", "[random]") {
+  auto backend = test::make_kernel_backend(DType::kBF16);
+  simt::options().max_blocks = 12;
+  for (const Shape& shape :
+       {Shape{1, 32, 32, 3}, Shape{128, 32, 32, 3}, Shape{1, 256, 256, 3}, Shape{4, 256, 256, 3}}) {
+    const auto y = noise(*backend, shape, Purpose::kNoise, kState);
+    int64_t written = 0;
+    for (size_t i = 0; i < y.size(); i += 4) {
+      if (std::isnan(y[i])) continue;  // a block that was left out
+      RandomStream stream{.seed = kState.seed, .purpose = Purpose::kNoise};
+      stream.step = static_cast<uint32_t>(kState.step);
+      const auto size = static_cast<size_t>(shape.pixels() * shape.c);
+      stream.sample = i / size;
+      const auto z = ref::normals(stream, 4, static_cast<uint32_t>(i % size / 4));
+      for (size_t j = 0; j < 4; ++j, ++written) REQUIRE(std::abs(y[i + j] - z[j]) < 2e-6);
+    }
+    CHECK(written >= 3000);
+  }
+  simt::options().max_blocks = 0;
+}
+
+namespace {
+
 // Bounds are five standard deviations of each statistic.
-TEST_CASE("draw_noise: is normal", "[random]") {
-  auto backend = make_cpu_backend({});
-  const auto z = noise(*backend, {10, 1, 1, 100000}, Purpose::kNoise, kState);
+void check_normal(Backend& backend) {
+  const auto z = noise(backend, {10, 1, 1, 100000}, Purpose::kNoise, kState);
   const double count = static_cast<double>(z.size());
   double m1 = 0, m2 = 0, m3 = 0, m4 = 0, pair = 0, neighbour = 0, largest = 0;
   int beyond2 = 0, beyond3 = 0;
@@ -121,8 +165,16 @@ TEST_CASE("draw_noise: is normal", "[random]") {
   CHECK(largest <= 6.7);
 }
 
-TEST_CASE("draw_noise: seed, step, image and purpose matter", "[random]") {
-  auto backend = make_cpu_backend({});
+}  // namespace
+
+TEST_CASE("draw_noise: is normal", "[random]") { check_normal(*make_cpu_backend({})); }
+TEST_CASE("simt.draw_noise: is normal", "[random]") {
+  check_normal(*test::make_kernel_backend(DType::kF32));
+}
+
+namespace {
+
+void check_addresses(Backend* backend) {
   const Shape shape{1, 1, 1, 64};
   std::vector<std::vector<float>> draws;
   StepState s = kState;
@@ -141,14 +193,29 @@ TEST_CASE("draw_noise: seed, step, image and purpose matter", "[random]") {
       for (size_t k = 0; k < 64; ++k) CHECK(draws[i][k] != draws[j][k]);
 }
 
-TEST_CASE("draw_noise: refuses what it cannot draw", "[random]") {
-  auto backend = make_cpu_backend({});
-  CHECK_THROWS_AS(backend->draw_noise({1, 2, 2, 3}, Purpose::kDropout, {0}, {1}), Error);
-  CHECK_THROWS_AS(backend->draw_noise({1, 0, 2, 3}, Purpose::kNoise, {0}, {1}), Error);
+}  // namespace
+
+TEST_CASE("draw_noise: seed, step, image and purpose matter", "[random]") {
+  check_addresses(make_cpu_backend({}).get());
+}
+TEST_CASE("simt.draw_noise: seed, step, image and purpose matter", "[random]") {
+  check_addresses(test::make_kernel_backend(DType::kF32).get());
 }
 
-TEST_CASE("draw_timesteps: agrees with the streams", "[random]") {
-  auto backend = make_cpu_backend({});
+TEST_CASE("draw_noise: refuses what it cannot draw", "[random]") {
+  for (auto make : {+[] { return make_cpu_backend({}); },
+                    +[] { return test::make_kernel_backend(DType::kF32); }}) {
+    auto backend = make();
+    CHECK_THROWS_AS(backend->draw_noise({1, 2, 2, 3}, Purpose::kDropout, {0}, {1}), Error);
+    CHECK_THROWS_AS(backend->draw_noise({1, 0, 2, 3}, Purpose::kNoise, {0}, {1}), Error);
+    CHECK_THROWS_AS(backend->draw_timesteps(0, 10, {0}, {1}), Error);
+    CHECK_THROWS_AS(backend->draw_timesteps(1, 0, {0}, {1}), Error);
+  }
+}
+
+namespace {
+
+void check_timesteps(Backend* backend) {
   std::vector<int> seen(10);
   for (int n : {1, 2, 3, 7, 8, 17, 128, 1000})
     for (int timesteps : {1, 2, 10, 1000, 4000})
@@ -169,6 +236,13 @@ TEST_CASE("draw_timesteps: agrees with the streams", "[random]") {
         }
       }
   for (int count : seen) CHECK(count > 150);  // of 2332 / 10
-  CHECK_THROWS_AS(backend->draw_timesteps(0, 10, {0}, {1}), Error);
-  CHECK_THROWS_AS(backend->draw_timesteps(1, 0, {0}, {1}), Error);
+}
+
+}  // namespace
+
+TEST_CASE("draw_timesteps: agrees with the streams", "[random]") {
+  check_timesteps(make_cpu_backend({}).get());
+}
+TEST_CASE("simt.draw_timesteps: agrees with the streams", "[random]") {
+  check_timesteps(test::make_kernel_backend(DType::kF32).get());
 }

@@ -2,6 +2,7 @@
 // bits.
 #include <catch2/catch.hpp>
 
+#include <array>
 #include <cmath>
 #include <filesystem>
 
@@ -18,7 +19,7 @@ namespace {
 UNetConfig small_unet() {
   UNetConfig u = find_preset("tiny").unet;
   u.sample_height = u.sample_width = 8;
-  u.block_out_channels = {16, 32};
+  u.block_out_channels = {16, 32, 32};
   u.dropout = 0.1;
   u.num_class_embeds = 3;
   return u;
@@ -85,6 +86,30 @@ TEST_CASE("trainer: the loss falls, and two runs are the same bits", "[trainer]"
   const double before = a->state().loss_sum;
   steps(*a, 50);
   CHECK((a->state().loss_sum - before) / 50 < 0.7);
+}
+
+TEST_CASE("trainer: the loss by timestep is the loss, spread over its buckets", "[trainer]") {
+  auto backend = make_cpu_backend({});
+  auto trainer = make(*backend);
+  steps(*trainer, 1);
+  // Five images in ten buckets: some are empty, and the means of the others average to the loss.
+  const std::vector<double> first = trainer->take_loss_by_timestep();
+  REQUIRE(first.size() == 10);
+  CHECK(std::count_if(first.begin(), first.end(), [](double m) { return std::isnan(m); }) >= 5);
+  std::array<int, 10> images{};
+  for (uint64_t i = 0; i < 5; ++i) {
+    const RandomStream stream{.seed = 42, .purpose = Purpose::kTimestep, .sample = i};
+    ++images[uniform_below(stream.block(0)[0], 1000) / 100];
+  }
+  double sum = 0;
+  for (size_t b = 0; b < 10; ++b) {
+    CHECK(std::isnan(first[b]) == (images[b] == 0));
+    if (images[b] > 0) sum += first[b] * images[b];
+  }
+  CHECK(sum / 5 == Approx(trainer->state().loss).epsilon(1e-6));
+  for (double mean : trainer->take_loss_by_timestep()) CHECK(std::isnan(mean));
+  steps(*trainer, 40);
+  for (double mean : trainer->take_loss_by_timestep()) CHECK(mean > 0);
 }
 
 TEST_CASE("trainer: saved and resumed at every step of an epoch it is the unbroken run",
@@ -173,4 +198,30 @@ TEST_CASE("trainer: every image once per epoch", "[trainer]") {
     for (uint64_t p = 0; p < 13; ++p) ++seen[permute(p, 13, 42, epoch)];
     CHECK(std::all_of(seen.begin(), seen.end(), [](int count) { return count == 1; }));
   }
+}
+
+TEST_CASE("trainer: too little memory says what is needed, what is free and what would fit",
+          "[trainer]") {
+  TrainerOptions o = small_options();
+  o.batch_size = 64;
+  const auto make_with = [&](size_t budget) {
+    auto backend = make_cpu_backend({.memory_budget = budget});
+    Trainer(*backend, small_unet(), SchedulerConfig{}, o, make_shapes(70, {1, 8, 8, 3}));
+  };
+  CHECK_NOTHROW(make_with(size_t{64} << 20));
+  try {
+    make_with(size_t{6} << 20);
+    FAIL("it fitted");
+  } catch (const Error& e) {
+    CHECK(e.status() == Status::kMemory);
+    const std::string text = e.what();
+    INFO(text);
+    const size_t at = text.find("--batch-size ");
+    REQUIRE(at != std::string::npos);
+    o.batch_size = std::stoi(text.substr(at + 13));
+    CHECK(o.batch_size < 64);
+    CHECK(o.batch_size > 0);
+    CHECK_NOTHROW(make_with(size_t{6} << 20));  // the advice holds
+  }
+  CHECK_THROWS_WITH(make_with(size_t{1} << 20), Catch::Contains("no batch fits"));
 }

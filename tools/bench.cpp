@@ -128,7 +128,8 @@ void report(const BenchArgs& args, const Model& m, Executor& executor, size_t pl
 }
 
 // Each step's share: by operation, and the slowest single ones.
-void report_ops(Executor& executor, int repeats) {
+void report_ops(const BenchArgs& args, Executor& executor) {
+  const int repeats = args.steps;
   std::vector<double> warm, seconds;
   executor.step_timed(warm);
   for (int i = 0; i < repeats; ++i) executor.step_timed(seconds);
@@ -149,6 +150,15 @@ void report_ops(Executor& executor, int repeats) {
   std::vector<std::pair<std::string, Sum>> ops(by_op.begin(), by_op.end());
   std::sort(ops.begin(), ops.end(),
             [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
+  if (!args.json.empty()) {
+    nlohmann::ordered_json json;
+    json["work"] = args.work;
+    json["device"] = executor.graph().backend().description();
+    json["batch_size"] = args.batch_size;
+    for (const auto& [op, s] : ops)
+      json["figures"].push_back({{"name", op + " ms"}, {"measured", 1e3 * s.seconds / repeats}});
+    write_file(args.json, to_text(json));
+  }
   std::printf("%-24s %6s %10s %7s\n", "operation", "calls", "ms", "share");
   for (const auto& [op, s] : ops)
     std::printf("%-24s %6d %10.3f %6.1f%%\n", op.c_str(), s.calls, 1e3 * s.seconds / repeats,
@@ -175,7 +185,7 @@ void run_bench(const BenchArgs& args) {
   }
   const std::unique_ptr<Trainer> trainer = make_trainer(m, args, *backend);
   if (args.work == "ops") {
-    report_ops(trainer->executor(), args.steps);
+    report_ops(args, trainer->executor());
     return;
   }
   const std::vector<double> ms = time_steps(trainer->executor(), args.steps);

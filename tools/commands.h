@@ -50,13 +50,14 @@ struct InfoArgs {
 void run_info(const InfoArgs&);
 
 struct BenchArgs {
-  std::string work;  // "train", "sample" or "ops"
+  std::string work;  // "train", "sample", "ops" or "ceilings"
   std::string model, preset = "cifar10", json;
   int batch_size = 8;
   int steps = 10;
   DeviceOptions device;
 };
 void run_bench(const BenchArgs&);
+void run_bench_ceilings(const BenchArgs&);
 
 // Returns kDevice if no backend works.
 Status run_doctor();

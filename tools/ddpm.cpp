@@ -168,6 +168,13 @@ void add_bench(CLI::App& program, BenchArgs& args) {
   add("train", "a whole training step");
   add("sample", "a denoising step");
   add("ops", "each operation of a training step");
+  CLI::App* ceilings = app->add_subcommand("ceilings", "The rates of memory and of products");
+  ceilings->add_option("--json", args.json, "file for the result");
+  add_device_flags(ceilings, args.device);
+  ceilings->callback([&args] {
+    args.work = "ceilings";
+    run_bench_ceilings(args);
+  });
 }
 
 std::vector<std::string> subcommand_names(const CLI::App& app) {

@@ -42,6 +42,8 @@ AdamDesc adam_desc(const TrainConfig& t) {
   AdamDesc d;
   d.learning_rate = static_cast<float>(t.learning_rate);
   d.warmup_steps = t.warmup_steps;
+  d.steps = t.steps;
+  d.cooldown_steps = t.cooldown_steps;
   d.grad_clip = static_cast<float>(t.grad_clip);
   d.ema_decay = t.ema_decay;
   return d;
@@ -220,6 +222,7 @@ void Run::log(uint64_t step, Progress& progress, AppendFile& metrics) {
   nlohmann::ordered_json line;
   line["step"] = step;
   line["loss"] = loss;
+  line["loss_by_timestep"] = trainer_->take_loss_by_timestep();  // JSON writes a NaN as null
   line["grad_norm"] = state.grad_norm;
   line["learning_rate"] = state.learning_rate;
   line["images_per_second"] = rate;

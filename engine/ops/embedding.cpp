@@ -22,6 +22,13 @@ Tensor time_embedding(Graph& g, Tensor t, const TimeEmbeddingDesc& d) {
   return y;
 }
 
+Tensor step_row(Graph& g, Tensor table, int n) {
+  const Shape s = g.shape(table);
+  const Tensor y = g.tensor({n, 1, 1, s.c});
+  g.add(g.backend().step_row(n, s.n, s.c, table, g.state(), y));
+  return y;
+}
+
 // In place: nothing needs x alone afterwards, and its gradient is y's.
 Tensor add_embedding(Graph& g, Tensor x, Tensor index, int rows, const std::string& name) {
   const Graph::Scope scope(g, name);

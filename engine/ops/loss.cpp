@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "engine/ops.h"
 
 namespace ddpm::ops {
@@ -9,6 +11,24 @@ Tensor mse_loss(Graph& g, Tensor prediction, Tensor target) {
   const Tensor per_image = g.tensor({1, 1, 1, s.n});
   const Tensor gradient = g.activation(s);
   g.add(g.backend().mse_loss(s, prediction, target, per_image, gradient, g.state()));
+  g.set_grad(prediction, gradient);
+  return per_image;
+}
+
+Tensor noise_loss(Graph& g, Tensor prediction, Tensor noise) {
+  const Graph::Scope scope(g, "loss");
+  const Shape s = g.shape(prediction);
+  const Tensor per_image = g.tensor({1, 1, 1, s.n});
+  const Tensor gradient = g.activation(s);
+  if (auto call = g.backend().noise_loss(s, prediction, per_image, gradient, g.state())) {
+    g.add(std::move(*call));
+  } else {
+    if (!noise) {
+      noise = g.tensor(s);
+      g.add(g.backend().draw_noise(s, Purpose::kNoise, g.state(), noise));
+    }
+    g.add(g.backend().mse_loss(s, prediction, noise, per_image, gradient, g.state()));
+  }
   g.set_grad(prediction, gradient);
   return per_image;
 }

@@ -6,10 +6,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include <hwy/highway.h>
 
 #include "kernels/cpu/onednn.h"
+#include "kernels/host_memory.h"
 
 namespace ddpm {
 namespace cpu {
@@ -19,15 +21,21 @@ namespace {
 // AddressSanitizer watches their ends.
 class HostMemory final : public Memory {
  public:
-  explicit HostMemory(size_t bytes) : size_(bytes), block_(std::calloc(bytes + kAlignment, 1)) {
+  HostMemory(size_t bytes, std::shared_ptr<MemoryBudget> budget)
+      : size_(bytes), budget_(std::move(budget)) {
+    if (bytes <= budget_->left(bytes)) block_ = std::calloc(bytes + kAlignment, 1);
     if (block_ == nullptr)
       fail(Status::kMemory, "out of memory: %zu bytes asked for; use a smaller --batch-size",
            bytes);
+    budget_->take(bytes);
     size_t space = bytes + kAlignment;
     data_ = block_;
     std::align(kAlignment, bytes, data_, space);
   }
-  ~HostMemory() override { std::free(block_); }
+  ~HostMemory() override {
+    budget_->give_back(size_);
+    std::free(block_);
+  }
   HostMemory(const HostMemory&) = delete;
   HostMemory& operator=(const HostMemory&) = delete;
   void* data() const override { return data_; }
@@ -36,7 +44,8 @@ class HostMemory final : public Memory {
  private:
   static constexpr size_t kAlignment = 64;
   size_t size_;
-  void* block_;
+  std::shared_ptr<MemoryBudget> budget_;
+  void* block_ = nullptr;
   void* data_;
 };
 
@@ -52,7 +61,9 @@ const char* precision_name(Precision p) { return p == Precision::kFp32 ? "fp32" 
 }  // namespace
 
 CpuBackend::CpuBackend(const BackendOptions& options)
-    : options_(options), threads_(options.threads > 0 ? options.threads : omp_get_num_procs()) {
+    : options_(options),
+      threads_(options.threads > 0 ? options.threads : omp_get_num_procs()),
+      budget_(std::make_shared<MemoryBudget>(options.memory_budget)) {
   if (options.precision == Precision::kTf32 || options.precision == Precision::kBf16)
     fail(Status::kUsage, "--precision %s is for CUDA; the CPU computes in fp32: use auto or fp32",
          options.precision == Precision::kTf32 ? "tf32" : "bf16");
@@ -71,8 +82,9 @@ std::string CpuBackend::numerics() const {
 }
 
 std::unique_ptr<Memory> CpuBackend::allocate(size_t bytes) {
-  return std::make_unique<HostMemory>(bytes);
+  return std::make_unique<HostMemory>(bytes, budget_);
 }
+size_t CpuBackend::available_bytes() const { return budget_->left(available_host_memory()); }
 void CpuBackend::upload(void* device, const void* host, size_t bytes) {
   std::memcpy(device, host, bytes);
 }

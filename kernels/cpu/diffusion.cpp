@@ -3,7 +3,6 @@
 #include <array>
 #include <atomic>
 #include <cstring>
-#include <memory>
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/parallel.h"
@@ -152,25 +151,22 @@ Call CpuBackend::gather_images(const GatherDesc& d, In images, In labels, In sta
   return call;
 }
 
-Call CpuBackend::q_sample(const NoiseDesc& d, In x0, In t, In noise, Out x_t) {
-  DDPM_CHECK(d.x.positive() && !d.sqrt_ab.empty() && d.sqrt_ab.size() == d.sqrt_1mab.size(),
-             "q_sample: shape %s, tables of %zu and %zu timesteps", to_string(d.x).c_str(),
-             d.sqrt_ab.size(), d.sqrt_1mab.size());
-  auto desc = std::make_shared<const NoiseDesc>(d);
-  return {"q_sample", {x0, t, noise}, {x_t}, 0, [=, threads = threads_](const Run& r) {
+Call CpuBackend::q_sample(const NoiseDesc& d, In x0, In t, In noise, In table, Out x_t) {
+  DDPM_CHECK(d.x.positive() && d.timesteps > 0 && d.out == DType::kF32,
+             "q_sample: shape %s, %d timesteps, to %s", to_string(d.x).c_str(), d.timesteps,
+             name_of(d.out));
+  return {"q_sample", {x0, t, noise, table}, {x_t}, 0, [=, threads = threads_](const Run& r) {
             const int32_t* steps = r.in<int32_t>(t);
-            const auto timesteps = static_cast<int64_t>(desc->sqrt_ab.size());
-            for (int i = 0; i < desc->x.n; ++i)
-              if (steps[i] < 0 || steps[i] >= timesteps)
-                fail(Status::kBug, "q_sample: timestep %d of %lld", steps[i],
-                     static_cast<long long>(timesteps));
-            const int64_t size = desc->x.pixels() * desc->x.c;
-            parallel_samples(threads, desc->x.n, size, [&](int64_t n, int64_t begin, int64_t end) {
-              const auto step = static_cast<size_t>(steps[n]);
+            for (int i = 0; i < d.x.n; ++i)
+              if (steps[i] < 0 || steps[i] >= d.timesteps)
+                fail(Status::kBug, "q_sample: timestep %d of %d", steps[i], d.timesteps);
+            const int64_t size = d.x.pixels() * d.x.c;
+            parallel_samples(threads, d.x.n, size, [&](int64_t n, int64_t begin, int64_t end) {
+              const float* factors = r.in<float>(table) + 2 * int64_t{steps[n]};
               const int64_t at = n * size + begin;
               HWY_DYNAMIC_DISPATCH(mix_loop)
-              (r.in<float>(x0) + at, r.in<float>(noise) + at, desc->sqrt_ab[step],
-               desc->sqrt_1mab[step], r.out<float>(x_t) + at, end - begin);
+              (r.in<float>(x0) + at, r.in<float>(noise) + at, factors[0], factors[1],
+               r.out<float>(x_t) + at, end - begin);
             });
           }};
 }

@@ -70,5 +70,20 @@ Call CpuBackend::mse_loss(const Shape& shape, In prediction, In target, Out samp
           }};
 }
 
+Call CpuBackend::loss_histogram(int n, int timesteps, int buckets, In t, In sample_loss, In state,
+                                Out histogram) {
+  DDPM_CHECK(n > 0 && timesteps > 0 && buckets > 0 && buckets <= 32,
+             "loss_histogram: n %d, %d timesteps, %d buckets", n, timesteps, buckets);
+  return {"loss_histogram", {t, sample_loss, state}, {histogram}, 0, [=](const Run& r) {
+            if (r.in<StepState>(state)->nonfinite != 0) return;
+            for (int i = 0; i < n; ++i) {
+              const int64_t bucket = int64_t{r.in<int32_t>(t)[i]} * buckets / timesteps;
+              float* to = r.out<float>(histogram) + 2 * bucket;
+              to[0] += r.in<float>(sample_loss)[i];
+              to[1] += 1;
+            }
+          }};
+}
+
 }  // namespace ddpm::cpu
 #endif

@@ -2,23 +2,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/adam.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/parallel.h"
-
-#ifndef DDPM_KERNELS_CPU_OPTIMIZER_FACTORS  // this file includes itself, once per target
-#define DDPM_KERNELS_CPU_OPTIMIZER_FACTORS
-namespace ddpm::cpu {
-
-// What one update multiplies by; the same for every element.
-struct AdamFactors {
-  float clip, rest1, beta2, rest2;  // of the gradient; 1 - beta1; beta2; 1 - beta2
-  float step_size;                  // learning rate / (1 - beta1^(n+1))
-  float denominator;                // 1 / sqrt(1 - beta2^(n+1))
-  float epsilon, ema_rest;          // ema_rest = 1 - decay
-};
-
-}  // namespace ddpm::cpu
-#endif
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/optimizer.cpp"
@@ -93,36 +79,13 @@ Call CpuBackend::grad_norm(int64_t count, In gradients, Out state) {
           }};
 }
 
-namespace {
-
-double learning_rate(const AdamDesc& d, double n) {
-  return d.warmup_steps > 0
-             ? d.learning_rate * std::min(n / static_cast<double>(d.warmup_steps), 1.0)
-             : d.learning_rate;
-}
-
-AdamFactors factors(const AdamDesc& d, const StepState& s) {
-  const double n = static_cast<double>(s.step);
-  const double clip = d.grad_clip > 0
-                          ? std::min(1.0, d.grad_clip / (static_cast<double>(s.grad_norm) + 1e-6))
-                          : 1.0;
-  return {.clip = static_cast<float>(clip),
-          .rest1 = static_cast<float>(1 - d.beta1),
-          .beta2 = static_cast<float>(d.beta2),
-          .rest2 = static_cast<float>(1 - d.beta2),
-          .step_size = static_cast<float>(learning_rate(d, n) / (1 - std::pow(d.beta1, n + 1))),
-          .denominator = static_cast<float>(1 / std::sqrt(1 - std::pow(d.beta2, n + 1))),
-          .epsilon = static_cast<float>(d.epsilon),
-          .ema_rest = static_cast<float>(1 - d.ema_decay)};
-}
-
-}  // namespace
-
 Call CpuBackend::adam_ema(const AdamDesc& d, In gradients, Out weights, Out m, Out v, Out ema,
                           Out shadow, Out state) {
   DDPM_CHECK(!shadow, "adam_ema: fp32 needs no shadow of the weights");
-  DDPM_CHECK(d.count > 0 && d.warmup_steps >= 0, "adam_ema: count %lld, warmup_steps %lld",
-             static_cast<long long>(d.count), static_cast<long long>(d.warmup_steps));
+  DDPM_CHECK(d.count > 0 && d.warmup_steps >= 0 && d.cooldown_steps >= 0 && d.steps >= 0,
+             "adam_ema: count %lld, warmup_steps %lld, steps %lld, cooldown_steps %lld",
+             static_cast<long long>(d.count), static_cast<long long>(d.warmup_steps),
+             static_cast<long long>(d.steps), static_cast<long long>(d.cooldown_steps));
   DDPM_CHECK(d.beta1 >= 0 && d.beta1 < 1 && d.beta2 >= 0 && d.beta2 < 1 && d.epsilon >= 0,
              "adam_ema: beta1 %g, beta2 %g, epsilon %g", d.beta1, d.beta2, d.epsilon);
   DDPM_CHECK(d.learning_rate >= 0 && d.grad_clip >= 0 && d.ema_decay >= 0 && d.ema_decay <= 1,
@@ -135,8 +98,10 @@ Call CpuBackend::adam_ema(const AdamDesc& d, In gradients, Out weights, Out m, O
           [=, threads = threads_](const Run& r) {
             StepState& s = *r.out<StepState>(state);
             if (s.nonfinite != 0) return;
-            s.learning_rate = static_cast<float>(learning_rate(d, static_cast<double>(s.step)));
-            const AdamFactors f = factors(d, s);
+            const double n = static_cast<double>(s.step);
+            s.learning_rate = static_cast<float>(learning_rate(d, n));
+            const AdamFactors f = adam_factors(d, s, std::pow(d.beta1, n + 1),
+                                               std::sqrt(1 - std::pow(d.beta2, n + 1)));
             parallel_elements(threads, d.count, [&](int64_t begin, int64_t end) {
               HWY_DYNAMIC_DISPATCH(adam_loop)
               (f, r.in<float>(gradients), r.out<float>(weights), r.out<float>(m), r.out<float>(v),

@@ -95,8 +95,9 @@ void check(const char* op, int n, int rows, int dim) {
     fail(Status::kBug, "%s: %d images, a table of %d rows of %d", op, n, rows, dim);
 }
 
-int64_t checked_row(const char* op, int32_t row, int rows) {
-  if (row < 0 || row >= rows) fail(Status::kBug, "%s: row %d of %d", op, row, rows);
+int64_t checked_row(const char* op, int64_t row, int rows) {
+  if (row < 0 || row >= rows)
+    fail(Status::kBug, "%s: row %lld of %d", op, static_cast<long long>(row), rows);
   return row;
 }
 
@@ -167,6 +168,16 @@ Call CpuBackend::time_embedding(const TimeEmbeddingDesc& d, In t, Out y) {
                       sizeof(float) * dim);
         }
       }};
+}
+
+Call CpuBackend::step_row(int n, int rows, int dim, In table, In state, Out y) {
+  check("step_row", n, rows, dim);
+  return {"step_row", {table, state}, {y}, 0, [=](const Run& r) {
+            const auto step = static_cast<int64_t>(r.in<StepState>(state)->step);
+            const float* from = r.in<float>(table) + checked_row("step_row", step, rows) * dim;
+            for (int i = 0; i < n; ++i)
+              std::memcpy(r.out<float>(y) + int64_t{i} * dim, from, sizeof(float) * dim);
+          }};
 }
 
 }  // namespace ddpm::cpu

@@ -41,14 +41,21 @@ class CudaBackend : public Backend {
   Call embedding(int n, int rows, int dim, In table, In index, Out y, Write) override;
   Call embedding_backward(int n, int rows, int dim, In index, In dy, Out dtable, Write) override;
   Call time_embedding(const TimeEmbeddingDesc&, In t, Out y) override;
+  Call step_row(int n, int rows, int dim, In table, In state, Out y) override;
 
   Call gather_images(const GatherDesc&, In images, In labels, In state, Out x0,
                      Out batch_labels) override;
   Call draw_timesteps(int n, int timesteps, In state, Out t) override;
   Call draw_noise(const Shape&, Purpose, In state, Out noise) override;
-  Call q_sample(const NoiseDesc&, In x0, In t, In noise, Out x_t) override;
+  Call q_sample(const NoiseDesc&, In x0, In t, In noise, In table, Out x_t) override;
+  std::optional<Call> noisy_batch(const NoisyBatchDesc&, In images, In labels, In state, In table,
+                                  Out x_t, Out t, Out batch_labels) override;
   Call mse_loss(const Shape&, In prediction, In target, Out sample_loss, Out d_prediction,
                 Out state) override;
+  std::optional<Call> noise_loss(const Shape&, In prediction, Out sample_loss, Out d_prediction,
+                                 Out state) override;
+  Call loss_histogram(int n, int timesteps, int buckets, In t, In sample_loss, In state,
+                      Out histogram) override;
   Call grad_norm(int64_t count, In gradients, Out state) override;
   Call adam_ema(const AdamDesc&, In gradients, Out weights, Out m, Out v, Out ema, Out shadow,
                 Out state) override;

@@ -1,6 +1,7 @@
 #include "kernels/cuda/cuda_device.h"
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/conv.h"
 
 namespace ddpm {
 namespace cuda {
@@ -44,23 +45,31 @@ void* make_event() {
   return event;
 }
 
+size_t free_bytes() {
+  size_t available = 0, total = 0;
+  check(cudaMemGetInfo(&available, &total), "size of the memory");
+  return available;
+}
+
 class DeviceMemory final : public Memory {
  public:
-  DeviceMemory(int device, size_t bytes) : device_(device), bytes_(bytes) {
+  DeviceMemory(int device, size_t bytes, std::shared_ptr<MemoryBudget> budget)
+      : device_(device), bytes_(bytes), budget_(std::move(budget)) {
     // The backend never hands out a null address.
-    const cudaError_t status = cudaMalloc(&data_, bytes == 0 ? 1 : bytes);
-    if (status == cudaSuccess) return;
-    size_t available = 0, total = 0;
-    cudaMemGetInfo(&available, &total);
-    cudaGetLastError();
-    if (status == cudaErrorMemoryAllocation)
+    cudaError_t status = cudaErrorMemoryAllocation;
+    if (bytes <= budget_->left(bytes)) status = cudaMalloc(&data_, bytes == 0 ? 1 : bytes);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // it is reported here
       fail(Status::kMemory,
-           "out of device memory: %.2f GiB asked for at once, %.2f GiB of %.2f GiB are free; use a "
-           "smaller --batch-size",
-           gib(bytes), gib(available), gib(total));
+           "out of device memory: %.2f GiB asked for at once, %.2f GiB are free; use a smaller "
+           "--batch-size",
+           gib(bytes), gib(budget_->left(free_bytes())));
+    }
     check(status, "allocation");
+    budget_->take(bytes);
   }
   ~DeviceMemory() override {
+    budget_->give_back(bytes_);
     cudaSetDevice(device_);
     cudaFree(data_);
   }
@@ -74,6 +83,7 @@ class DeviceMemory final : public Memory {
 
   int device_;
   size_t bytes_;
+  std::shared_ptr<MemoryBudget> budget_;
   void* data_ = nullptr;
 };
 
@@ -107,7 +117,10 @@ class GraphRecording final : public Recording {
 }  // namespace
 
 CudaDevice::CudaDevice(const BackendOptions& options, int device)
-    : CudaBackend(type_for(options.precision)), options_(options), device_(device) {
+    : CudaBackend(type_for(options.precision)),
+      options_(options),
+      device_(device),
+      budget_(std::make_shared<MemoryBudget>(options.memory_budget)) {
   std::string why;
   const int count = count_devices(why);
   if (count == 0)
@@ -131,6 +144,12 @@ CudaDevice::CudaDevice(const BackendOptions& options, int device)
   entered_ = make_event();
   left_ = make_event();
   cublas_ = std::make_unique<CublasLt>(options.precision == Precision::kTf32);
+  CudnnConvOptions conv;
+  conv.compute_type = compute_type();
+  conv.exact_fp32 = options.precision == Precision::kFp32;
+  conv.tuning_seconds = 60;
+  conv.device = chip_;
+  cudnn_ = std::make_unique<CudnnConvolutions>(CudnnTarget::current_device(), conv);
 }
 
 CudaDevice::~CudaDevice() {
@@ -156,9 +175,14 @@ std::string CudaDevice::numerics() const {
 
 std::unique_ptr<Memory> CudaDevice::allocate(size_t bytes) {
   use();
-  auto memory = std::make_unique<DeviceMemory>(device_, bytes);
+  auto memory = std::make_unique<DeviceMemory>(device_, bytes, budget_);
   fill(memory->data(), 0, bytes);
   return memory;
+}
+
+size_t CudaDevice::available_bytes() const {
+  use();
+  return budget_->left(free_bytes());
 }
 
 void CudaDevice::upload(void* device, const void* host, size_t bytes) {
@@ -209,6 +233,39 @@ std::unique_ptr<Recording> CudaDevice::record(const std::function<void()>& calls
   return std::make_unique<GraphRecording>(stream_, calls);
 }
 
+bool CudaDevice::by_library(const ConvDesc& d) const {
+  ConvDesc rest = d;  // without what a pass behind the library adds
+  rest.residual = false;
+  rest.sample_bias_stride = rest.sample_bias_offset = 0;
+  return !options_.batch_invariant && rest.plain();
+}
+
+Call CudaDevice::conv_pack(const ConvDesc&, ConvPass, In, Out) {
+  fail(Status::kBug, "CUDA packs no filters");
+}
+
+// What is not plain is declined unless our own convolution must do everything: written-out inputs
+// and the library are the default until a GPU has timed both.
+std::optional<Call> CudaDevice::conv_forward(const ConvDesc& d, const ConvSlots& s, Out y,
+                                             Out statistics) {
+  if (by_library(d)) return cudnn_->forward(d, s, y);
+  if (!options_.batch_invariant) return std::nullopt;
+  return cuda::conv_forward(compute_type(), d, s, y, statistics);
+}
+
+std::optional<Call> CudaDevice::conv_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
+                                           Write write) {
+  if (by_library(d)) return cudnn_->dgrad(d, s, dy, dx, write);
+  return cuda::conv_dgrad(compute_type(), d, s, dy, dx, write);
+}
+
+std::optional<Call> CudaDevice::conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy,
+                                           Out dfilter, Write write) {
+  if (by_library(d)) return cudnn_->wgrad(d, s, dy, dfilter, write);
+  if (!options_.batch_invariant) return std::nullopt;
+  return cuda::conv_wgrad(compute_type(), d, s, dy, dfilter, write);
+}
+
 Call CudaDevice::gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c, Write write) {
   return cublas_->gemm(g, a, b, bias, residual, c, write);
 }
@@ -228,8 +285,8 @@ std::string cuda_libraries() {
   int runtime = 0;
   cudaRuntimeGetVersion(&runtime);
   const size_t cublas = cublasLtGetVersion();
-  return format("CUDA %d.%d, cuBLASLt %zu.%zu.%zu", runtime / 1000, runtime % 1000 / 10,
-                cublas / 10000, cublas / 100 % 100, cublas % 100);
+  return format("CUDA %d.%d, cuBLASLt %zu.%zu.%zu, cuDNN %s", runtime / 1000, runtime % 1000 / 10,
+                cublas / 10000, cublas / 100 % 100, cublas % 100, cuda::cudnn_version().c_str());
 }
 
 }  // namespace ddpm

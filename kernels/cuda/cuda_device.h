@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/cudnn_conv.h"
 
 namespace ddpm::cuda {
 
@@ -19,6 +20,7 @@ class CudaDevice final : public CudaBackend {
   std::string numerics() const override;
 
   std::unique_ptr<Memory> allocate(size_t bytes) override;
+  size_t available_bytes() const override;
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void fill(void* device, uint8_t byte, size_t bytes) override;
@@ -41,6 +43,8 @@ class CudaDevice final : public CudaBackend {
 
  private:
   void use() const;  // the calling thread's device becomes this one
+  // Whether a convolution goes to the library, which takes none of what is fused on the way in.
+  bool by_library(const ConvDesc&) const;
 
   BackendOptions options_;
   int device_;
@@ -48,7 +52,9 @@ class CudaDevice final : public CudaBackend {
   void* stream_ = nullptr;
   void *entered_ = nullptr, *left_ = nullptr;  // events
   int callers_device_ = 0;
+  std::shared_ptr<MemoryBudget> budget_;
   std::unique_ptr<CublasLt> cublas_;
+  std::unique_ptr<CudnnConvolutions> cudnn_;
 };
 
 }  // namespace ddpm::cuda

@@ -55,8 +55,10 @@ inline Attention attention(const AttentionDesc& d, const Vector& qkv) {
   return out;
 }
 
-// By the softmax's Jacobian: ds_j = p_j (dp_j - sum_k p_k dp_k).
-inline Vector attention_backward(const AttentionDesc& d, const Vector& qkv, const Vector& d_o) {
+// By the softmax's Jacobian: ds_j = p_j (dp_j - sum_k p_k dp_k). The sum is do . o; with
+// `stored_o`, of that o, which may have been rounded.
+inline Vector attention_backward(const AttentionDesc& d, const Vector& qkv, const Vector& d_o,
+                                 const Vector& stored_o = {}) {
   Vector g(qkv.size(), 0.0);
   for (int64_t n = 0; n < d.n; ++n)
     for (int64_t head = 0; head < d.heads; ++head)
@@ -75,6 +77,11 @@ inline Vector attention_backward(const AttentionDesc& d, const Vector& qkv, cons
           }
           dp.push_back(sum);
           mean += p[j] * sum;
+        }
+        if (!stored_o.empty()) {
+          const auto at = static_cast<size_t>(from - d_o.data());
+          mean = 0;
+          for (int64_t e = 0; e < d.head_dim; ++e) mean += from[e] * stored_o[at + e];
         }
         for (int64_t j = 0; j < d.tokens; ++j) {
           const int64_t k = qkv_at(d, n, j, 1, head);

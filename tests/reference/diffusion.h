@@ -42,14 +42,15 @@ inline Batch gather_images(const GatherDesc& d, const std::vector<uint8_t>& imag
   return batch;
 }
 
-inline std::vector<double> q_sample(const NoiseDesc& d, const std::vector<double>& x0,
+// table: (timesteps, 2), the factors of x0 and of the noise.
+inline std::vector<double> q_sample(const std::vector<float>& table, const std::vector<double>& x0,
                                     const std::vector<int32_t>& t,
                                     const std::vector<double>& noise) {
   std::vector<double> x_t(x0.size());
   const size_t size = x0.size() / t.size();
   for (size_t i = 0; i < x0.size(); ++i) {
     const auto step = static_cast<size_t>(t[i / size]);
-    x_t[i] = double{d.sqrt_ab[step]} * x0[i] + double{d.sqrt_1mab[step]} * noise[i];
+    x_t[i] = double{table[2 * step]} * x0[i] + double{table[2 * step + 1]} * noise[i];
   }
   return x_t;
 }

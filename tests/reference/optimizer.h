@@ -1,4 +1,5 @@
-// The gradient's norm and torch.optim.Adam with clip_grad_norm_, warm-up and EMA, in double.
+// The gradient's norm and torch.optim.Adam with clip_grad_norm_, warm-up, cool-down and EMA, in
+// double.
 // Written as the textbook has it: corrected moments, then the step.
 #pragma once
 
@@ -18,8 +19,12 @@ inline double norm(const std::vector<double>& gradients) {
 }
 
 inline double learning_rate(const AdamDesc& d, int64_t n) {
-  if (d.warmup_steps == 0 || n >= d.warmup_steps) return double{d.learning_rate};
-  return double{d.learning_rate} * static_cast<double>(n) / static_cast<double>(d.warmup_steps);
+  double rate = d.learning_rate;
+  if (n < d.warmup_steps) rate *= static_cast<double>(n) / static_cast<double>(d.warmup_steps);
+  const int64_t left = std::max<int64_t>(d.steps - n, 0);
+  if (left < d.cooldown_steps)
+    rate *= static_cast<double>(left) / static_cast<double>(d.cooldown_steps);
+  return rate;
 }
 
 struct Adam {

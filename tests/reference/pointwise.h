@@ -47,6 +47,11 @@ inline Vector embedding_backward(int rows, int dim, const std::vector<int32_t>& 
   return dtable;
 }
 
+inline Vector step_row(int n, int dim, const Vector& table, uint64_t step) {
+  return embedding(dim, table,
+                   std::vector<int32_t>(static_cast<size_t>(n), static_cast<int32_t>(step)));
+}
+
 inline Vector time_embedding(const TimeEmbeddingDesc& d, const std::vector<int32_t>& t) {
   const int half = d.dim / 2;
   Vector y;

@@ -3,8 +3,8 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/cuda/conv.h"
 #include "kernels/cuda/cuda_backend.h"
-#include "tests/reference/conv.h"
 #include "tests/reference/gemm.h"
 #include "tests/simt/machine.h"
 
@@ -62,14 +62,6 @@ std::vector<In> present(std::initializer_list<In> slots) {
   return v;
 }
 
-// What the convolutions of a first CUDA backend take: taps, bias, time bias and residual.
-bool taken(const ConvDesc& d) {
-  ConvDesc rest = d;
-  rest.residual = false;
-  rest.sample_bias_stride = rest.sample_bias_offset = 0;
-  return rest.plain();
-}
-
 class SimtBackend final : public cuda::CudaBackend {
  public:
   using CudaBackend::CudaBackend;
@@ -81,6 +73,7 @@ class SimtBackend final : public cuda::CudaBackend {
   std::unique_ptr<Memory> allocate(size_t bytes) override {
     return std::make_unique<SimtMemory>(bytes);
   }
+  size_t available_bytes() const override { return size_t{1} << 40; }
   void upload(void* device, const void* host, size_t bytes) override {
     std::memcpy(device, host, bytes);
   }
@@ -100,40 +93,17 @@ class SimtBackend final : public cuda::CudaBackend {
   Call conv_pack(const ConvDesc&, ConvPass, In, Out) override {
     fail(Status::kBug, "simt packs no filters");
   }
-  std::optional<Call> conv_forward(const ConvDesc& d, const ConvSlots& s, Out y, Out) override {
-    if (!taken(d)) return std::nullopt;
-    return Call{"conv_forward",
-                present({s.x, s.filter, s.bias, s.sample_bias, s.residual}),
-                {y},
-                0,
-                [=, type = compute_type()](const Run& r) {
-                  ref::ConvTensors t{.x = load(r.in<void>(s.x), d.x.count(), type)};
-                  t.filter = load(r.in<void>(s.filter), d.filter().count(), type);
-                  if (d.bias) t.bias = load(r.in<void>(s.bias), d.k, DType::kF32);
-                  if (d.sample_bias_stride > 0)
-                    t.sample_bias = load(r.in<void>(s.sample_bias),
-                                         int64_t{d.x.n} * d.sample_bias_stride, DType::kF32);
-                  if (d.residual) t.residual = load(r.in<void>(s.residual), d.y().count(), type);
-                  store(ref::conv_forward(d, t), r.out<void>(y), type, Write::kOverwrite);
-                }};
+  std::optional<Call> conv_forward(const ConvDesc& d, const ConvSlots& s, Out y,
+                                   Out statistics) override {
+    return cuda::conv_forward(compute_type(), d, s, y, statistics);
   }
   std::optional<Call> conv_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
                                  Write write) override {
-    if (!taken(d)) return std::nullopt;
-    return Call{"conv_dgrad", {s.filter, dy}, {dx}, 0, [=, type = compute_type()](const Run& r) {
-                  const auto filter = load(r.in<void>(s.filter), d.filter().count(), type);
-                  const auto gradient = load(r.in<void>(dy), d.y().count(), type);
-                  store(ref::conv_dgrad(d, filter, gradient), r.out<void>(dx), type, write);
-                }};
+    return cuda::conv_dgrad(compute_type(), d, s, dy, dx, write);
   }
   std::optional<Call> conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
                                  Write write) override {
-    if (!taken(d)) return std::nullopt;
-    return Call{"conv_wgrad", {s.x, dy}, {dfilter}, 0, [=, type = compute_type()](const Run& r) {
-                  const auto x = load(r.in<void>(s.x), d.x.count(), type);
-                  const auto gradient = load(r.in<void>(dy), d.y().count(), type);
-                  store(ref::conv_wgrad(d, x, gradient), r.out<void>(dfilter), DType::kF32, write);
-                }};
+    return cuda::conv_wgrad(compute_type(), d, s, dy, dfilter, write);
   }
   Call gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c, Write write) override {
     return {"gemm", present({a, b, bias, residual}), {c}, 0, [=](const Run& r) {

@@ -1,5 +1,5 @@
-// The CUDA backend's own kernels, run on the host. What a GPU leaves to libraries (convolutions,
-// matrix products) is computed by the double-precision reference instead.
+// The CUDA backend's own kernels, run on the host. What a GPU leaves to libraries (matrix
+// products) is computed by the double-precision reference instead.
 #pragma once
 
 #include <memory>

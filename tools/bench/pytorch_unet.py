@@ -29,9 +29,9 @@ PRESETS = {
         **PAPER,
         "sample_size": 16,
         "layers_per_block": 1,
-        "block_out_channels": [32, 64],
-        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+        "block_out_channels": [32, 64, 64],
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
         "norm_num_groups": 8,
     },
     "cifar10": {

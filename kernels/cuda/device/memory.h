@@ -11,6 +11,9 @@ namespace ddpm::cuda {
 // A tensor argument of a kernel. Arguments do not alias unless the kernel says so.
 template <typename T>
 using Global = T* __restrict__;
+// One that may be the same memory as another such argument.
+template <typename T>
+using GlobalAliased = T*;
 
 // Part of the block's shared memory.
 template <typename T>

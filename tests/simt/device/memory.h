@@ -95,6 +95,9 @@ class Global : public Checked<Global<T>, T> {
 };
 
 template <typename T>
+using GlobalAliased = Global<T>;
+
+template <typename T>
 class Smem : public Checked<Smem<T>, T> {
   using Base = Checked<Smem<T>, T>;
 

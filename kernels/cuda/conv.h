@@ -1,0 +1,20 @@
+// Hand-written convolutions: implicit GEMMs whose input is transformed on the way in and whose
+// output is finished on the way out. bf16 runs on the tensor cores (conv_forward.cu,
+// conv_wgrad.cu); fp32, and the few shapes that do not fit there, on plain arithmetic
+// (conv_direct.cu).
+#pragma once
+
+#include <optional>
+
+#include "kernels/backend.h"
+
+namespace ddpm::cuda {
+
+// Everything a ConvDesc can say. statistics: present as the desc says.
+std::optional<Call> conv_forward(DType, const ConvDesc&, const ConvSlots&, Out y, Out statistics);
+// nullopt unless the convolution reads its input as it is; what is added behind it may be anything.
+std::optional<Call> conv_dgrad(DType, const ConvDesc&, const ConvSlots&, In dy, Out dx, Write);
+// With concatenation, transform and upsampling of the input recomputed.
+std::optional<Call> conv_wgrad(DType, const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write);
+
+}  // namespace ddpm::cuda

@@ -1,0 +1,223 @@
+// The CUDA convolutions on the host, against the double-precision reference.
+#include <algorithm>
+
+#include "tests/conv_support.h"
+#include "tests/kernel_backend.h"
+#include "tests/simt/machine.h"
+
+using namespace ddpm;
+using namespace ddpm::test;
+
+namespace {
+
+const Transform kNormalise{.affine = true, .silu = true, .dropout = {.p = 0.25f, .layer = 3}};
+
+ConvDesc with_input(ConvShape s, int c2, Transform transform = {}, bool upsample = false) {
+  ConvDesc d = make_desc(s);
+  d.c2 = c2;
+  d.transform = transform;
+  d.upsample = upsample;
+  return d;
+}
+
+// Inputs that are not read as they are.
+std::vector<ConvDesc> fused_inputs() {
+  const Transform affine{.affine = true}, silu{.silu = true}, drop{.dropout = {.p = 0.5f}};
+  return {
+      with_input({2, 8, 8, 16, 24}, 0, affine),
+      with_input({2, 8, 8, 16, 24}, 0, silu),
+      with_input({2, 8, 8, 16, 24}, 0, drop),
+      with_input({2, 8, 8, 40, 24}, 0, kNormalise),
+      with_input({1, 16, 16, 72, 16}, 0, kNormalise),
+      with_input({9, 4, 4, 32, 16}, 0, kNormalise),
+      with_input({3, 5, 7, 24, 40}, 0, kNormalise),
+      with_input({1, 11, 13, 8, 8}, 0, kNormalise),
+      with_input({2, 8, 8, 64, 8, 1, 1, 1, 0, 0, 0, 0}, 0, kNormalise),
+      with_input({1, 9, 7, 136, 8, 1, 1, 1, 0, 0, 0, 0}, 0, kNormalise),
+      // Chunks of 32 channels that straddle the concatenation.
+      with_input({2, 8, 8, 24, 16}, 16),
+      with_input({1, 8, 8, 8, 16}, 64),
+      with_input({2, 4, 4, 40, 16}, 24, kNormalise),
+      with_input({1, 6, 9, 16, 72}, 8, kNormalise),
+      with_input({2, 8, 8, 24, 8, 1, 1, 1, 0, 0, 0, 0}, 104, kNormalise),
+      // Nearest x2 on read, strides, other filters, odd channels.
+      with_input({2, 4, 4, 16, 16}, 0, {}, true),
+      with_input({1, 3, 5, 24, 8}, 16, {}, true),
+      with_input({1, 4, 4, 16, 16}, 16, kNormalise, true),
+      with_input({1, 4, 4, 16, 16, 3, 3, 2}, 8, kNormalise, true),
+      with_input({2, 8, 8, 32, 16, 3, 3, 2, 0, 0, 1, 1}, 0, kNormalise),
+      with_input({1, 9, 9, 8, 8, 3, 3, 2}, 8, kNormalise),
+      with_input({1, 8, 8, 16, 8, 5, 5, 1, 2, 2, 2, 2}, 16, kNormalise),
+      with_input({1, 8, 8, 48, 8, 1, 2, 1, 0, 0, 0, 1}, 32, kNormalise),
+      with_input({2, 5, 6, 13, 7}, 6, kNormalise),
+      with_input({2, 5, 6, 3, 9}, 0, kNormalise),
+      with_input({1, 4, 3, 5, 4}, 2, kNormalise, true),
+  };
+}
+
+// What is added behind the taps, one by one and together.
+ConvDesc with_addends(ConvDesc d, int which) {
+  const bool all = which == 5;
+  if (which == 0 || all) d.bias = true;
+  if (which == 1 || all) {
+    d.sample_bias_stride = 2 * d.k + 3;
+    d.sample_bias_offset = 3;
+  }
+  if (which == 2 || all) d.residual = true;
+  if (which == 3) d.shortcut_c = 40;
+  if (all) {
+    d.shortcut_c = 24;
+    d.shortcut_c2 = 80;
+  }
+  if (which == 4 || all) d.statistics = true;
+  return d;
+}
+
+// Sets simt's options back.
+struct Options {
+  explicit Options(int64_t max_blocks, uint64_t seed = 0) {
+    simt::options().max_blocks = max_blocks;
+    simt::options().seed = seed;
+  }
+  ~Options() { simt::options() = {}; }
+  Options(const Options&) = delete;
+  Options& operator=(const Options&) = delete;
+};
+
+}  // namespace
+
+TEST_CASE("simt.conv_forward: every shape and term", "[simt][conv]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const auto backend = make_kernel_backend(type);
+  for (const ConvShape& s : kShapes) check_forward(*backend, make_desc(s));
+}
+
+TEST_CASE("simt.conv_dgrad: every shape", "[simt][conv]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const auto backend = make_kernel_backend(type);
+  for (const ConvShape& s : kShapes) check_dgrad(*backend, make_desc(s));
+}
+
+// A filter so large that no tile's halo fits in shared memory.
+TEST_CASE("simt.conv: filters beyond the tensor cores' tiles", "[simt][conv]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const auto backend = make_kernel_backend(type);
+  const ConvDesc d = make_desc({1, 40, 40, 8, 8, 37, 37, 1, 0, 0, 0, 0});
+  check_forward(*backend, d);
+  check_dgrad(*backend, d);
+}
+
+TEST_CASE("simt.conv_wgrad: every shape", "[simt][conv]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const auto backend = make_kernel_backend(type);
+  for (const ConvShape& s : kShapes) check_wgrad(*backend, make_desc(s));
+}
+
+TEST_CASE("simt.conv_forward: inputs that are concatenated, transformed, upsampled",
+          "[simt][conv]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const auto backend = make_kernel_backend(type);
+  for (const ConvDesc& d : fused_inputs()) {
+    check_fused(*backend, d);
+    check_fused(*backend, with_addends(d, 5));
+  }
+}
+
+TEST_CASE("simt.conv_wgrad: inputs that are concatenated, transformed, upsampled", "[simt][conv]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const auto backend = make_kernel_backend(type);
+  for (const ConvDesc& d : fused_inputs()) check_wgrad(*backend, d);
+}
+
+TEST_CASE("simt.conv_forward: what is added behind the taps, and statistics", "[simt][conv]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const auto backend = make_kernel_backend(type);
+  const std::vector<ConvShape> shapes = {
+      {1, 1, 1, 8, 8},
+      {2, 8, 8, 8, 24},
+      {1, 16, 16, 16, 16},
+      {9, 4, 4, 16, 72},
+      {1, 2, 128, 8, 8},
+      {1, 3, 192, 8, 8},
+      {2, 5, 7, 8, 5},
+      {1, 9, 17, 8, 16},
+      {1, 3, 70, 8, 8},
+      {5, 3, 3, 256, 8},
+      {2, 8, 8, 16, 8, 3, 3, 2, 0, 0, 1, 1},
+  };
+  for (const ConvShape& s : shapes)
+    for (int which = 0; which < 6; ++which)
+      check_fused(*backend, with_addends(make_desc(s), which));
+}
+
+TEST_CASE("simt.conv: sums that are split over blocks", "[simt][conv]") {
+  const auto backend = make_kernel_backend(DType::kBF16);
+  for (const ConvShape& s : {ConvShape{1, 4, 4, 256, 40}, ConvShape{2, 8, 8, 136, 136},
+                             ConvShape{1, 8, 8, 512, 8, 1, 1, 1, 0, 0, 0, 0}}) {
+    check_fused(*backend, with_addends(with_input(s, 24, kNormalise), 5));
+    check_dgrad(*backend, make_desc({s.n, s.h, s.w, s.k, s.c, s.r, s.s, 1, s.top, s.left, s.bottom,
+                                     s.right}));
+  }
+  // Weight gradients of many tiles: 8 images of 16x16 give each of 14 shares one or two.
+  check_wgrad(*backend, with_input({8, 16, 16, 8, 1032}, 0, kNormalise));
+}
+
+TEST_CASE("simt.conv: the order of warps and blocks does not change a bit", "[simt][conv]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const auto backend = make_kernel_backend(type);
+  for (const ConvDesc& d : {with_addends(with_input({2, 8, 8, 136, 40}, 24, kNormalise), 5),
+                            with_addends(with_input({3, 5, 7, 16, 8}, 8, kNormalise), 5)}) {
+    const ConvData t(d, backend.get());
+    const Forward f = forward_all(*backend, d, t);
+    const auto df = wgrad(*backend, d, t, Write::kOverwrite, {});
+    const Options options(0, 987654321);
+    const Forward again = forward_all(*backend, d, t);
+    CHECK((again.y == f.y));
+    CHECK((again.statistics == f.statistics));
+    CHECK((wgrad(*backend, d, t, Write::kOverwrite, {}) == df));
+  }
+}
+
+TEST_CASE("simt.conv: an image's bits do not depend on its neighbours", "[simt][conv]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const auto backend = make_kernel_backend(type);
+  for (const int h : {4, 8, 13}) {
+    const ConvDesc d =
+        with_addends(with_input({3, h, h, 16, 8}, 8, {.affine = true, .silu = true}), 5);
+    ConvData t(d, backend.get());
+    const auto y = forward(*backend, d, t);
+    std::fill(t.x.begin() + d.x.count() / 3, t.x.end(), 100.0f);
+    std::fill(t.scale_shift.begin() + static_cast<int64_t>(t.scale_shift.size()) / 3,
+              t.scale_shift.end(), -3.0f);
+    const auto changed = forward(*backend, d, t);
+    const auto third = static_cast<int64_t>(y.size()) / 3;
+    CHECK(std::equal(y.begin(), y.begin() + third, changed.begin()));
+    CHECK_FALSE(std::equal(y.begin() + third, y.end(), changed.begin() + third));
+  }
+}
+
+TEST_CASE("simt.conv: refuses what it cannot mean, leaves what is not its own", "[simt][conv]") {
+  const auto backend = make_kernel_backend(DType::kBF16);
+  ConvSlots slots;
+  slots.x = {0};
+  slots.filter = {1};
+  const auto make = [&](const ConvDesc& d) { backend->conv_forward(d, slots, Out{2}, {}); };
+  make(make_desc({1, 4, 4, 8, 8}));
+  std::vector<ConvDesc> bad(8, make_desc({1, 4, 4, 8, 8}));
+  bad[0].bias = true;  // no slot for these
+  bad[1].c2 = 8;
+  bad[2].transform.affine = true;
+  bad[3].transform.dropout.p = 0.5f;
+  bad[4].statistics = true;
+  bad[5].shortcut_c = 8;
+  bad[6] = make_desc({0, 4, 4, 8, 8});
+  bad[7] = make_desc({1, 4, 4, 8, 8, 7, 7});  // larger than the padded image
+  for (const ConvDesc& d : bad) CHECK_THROWS_AS(make(d), Error);
+  for (int i = 1; i < 4; ++i)
+    CHECK_THROWS_AS(
+        backend->conv_wgrad(bad[static_cast<size_t>(i)], slots, In{1}, Out{2}, Write::kOverwrite),
+        Error);
+  ConvDesc d = make_desc({1, 4, 4, 8, 8});
+  d.c2 = 8;
+  CHECK_FALSE(backend->conv_dgrad(d, slots, In{0}, Out{2}, Write::kOverwrite).has_value());
+}

@@ -1,0 +1,93 @@
+// ddpm bench ceilings: the two rates that every other figure is held against, a copy of memory that
+// no cache holds and a large matrix product, over random values (zeros compute faster).
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "engine/file_io.h"
+#include "engine/json.h"
+#include "tools/commands.h"
+
+namespace ddpm::tools {
+namespace {
+
+constexpr int kWarmUp = 3, kRounds = 15;
+
+// Median seconds of a call over memory of its own.
+double time_call(Backend& backend, const Call& call, const std::vector<void*>& data) {
+  using Clock = std::chrono::steady_clock;
+  const auto workspace = backend.allocate(call.workspace);
+  const Run run{data.data(), workspace->data(), backend.stream()};
+  std::vector<double> seconds;
+  for (int i = 0; i < kWarmUp + kRounds; ++i) {
+    backend.synchronize();
+    const auto start = Clock::now();
+    call.run(run);
+    backend.synchronize();
+    if (i >= kWarmUp)
+      seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  std::nth_element(seconds.begin(), seconds.begin() + kRounds / 2, seconds.end());
+  return seconds[kRounds / 2];
+}
+
+// `count` normal values of the compute type.
+std::unique_ptr<Memory> random_memory(Backend& backend, int count) {
+  const DType type = backend.compute_type();
+  const size_t bytes = static_cast<size_t>(count) * sizeof(float);
+  const auto state = backend.allocate(sizeof(StepState));
+  auto values = backend.allocate(bytes);
+  std::vector<void*> data{state->data(), values->data()};
+  const Run run{data.data(), nullptr, backend.stream()};
+  backend.draw_noise({1, 1, 1, count}, Purpose::kNoise, {0}, {1}).run(run);
+  if (type != DType::kF32) {
+    auto narrow = backend.allocate(static_cast<size_t>(count) * size_of(type));
+    data = {values->data(), narrow->data()};
+    backend.cast(count, DType::kF32, {0}, type, {1})
+        .run(Run{data.data(), nullptr, backend.stream()});
+    backend.synchronize();
+    return narrow;
+  }
+  backend.synchronize();
+  return values;
+}
+
+}  // namespace
+
+void run_bench_ceilings(const BenchArgs& args) {
+  const std::unique_ptr<Backend> backend = open_backend(args.device);
+  const DType type = backend->compute_type();
+  const bool gpu = backend->stream() != nullptr;
+  const int count = gpu ? 1 << 29 : 1 << 26, size = gpu ? 8192 : 2048;
+
+  double copy = 0, product = 0;
+  {
+    const auto from = random_memory(*backend, count), to = random_memory(*backend, count);
+    copy = time_call(*backend, backend->copy(count, {0}, {1}, Write::kOverwrite),
+                     {from->data(), to->data()});
+  }
+  {
+    const auto a = random_memory(*backend, size * size), b = random_memory(*backend, size * size);
+    const auto c = random_memory(*backend, size * size);
+    const GemmDesc g{.m = size, .n = size, .k = size, .transpose_b = true, .in = type, .out = type};
+    product = time_call(*backend, backend->gemm(g, {0}, {1}, {}, {}, {2}, Write::kOverwrite),
+                        {a->data(), b->data(), c->data()});
+  }
+  const double bytes = 2.0 * count * static_cast<double>(size_of(type));
+  const double rate = bytes / copy * 1e-9, flops = 2.0 * size * size * size / product * 1e-9;
+  std::printf("%s\ncopy of %s: %.1f GB/s read and written\nproduct of %d^3, %s: %.0f GFLOP/s\n",
+              backend->description().c_str(), bytes_text(static_cast<size_t>(bytes / 2)).c_str(),
+              rate, size, name_of(type), flops);
+  if (args.json.empty()) return;
+  nlohmann::ordered_json json;
+  json["work"] = args.work;
+  json["device"] = backend->description();
+  json["figures"] = {{{"name", "copy GB/s"}, {"measured", rate}},
+                     {{"name", "product GFLOP/s"}, {"measured", flops}}};
+  write_file(args.json, to_text(json));
+}
+
+}  // namespace ddpm::tools
