@@ -44,6 +44,8 @@ class Executor {
   void upload(Tensor t, const void* host) { upload(t, host, graph_.info(t).bytes); }
   void upload(Tensor t, const void* host, size_t bytes);
   void download(void* host, Tensor t) const;
+  // Where the tensor lies, in the backend's memory.
+  void* address(Tensor t) const { return pointers_.at(static_cast<size_t>(t.id)); }
   StepState state() const;
   void set_state(const StepState& state);
 

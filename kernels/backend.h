@@ -100,9 +100,16 @@ class Backend {
   virtual void fill(void* device, uint8_t byte, size_t bytes) = 0;
   // The contents are not needed any more: the memory may go back until it is written again.
   virtual void discard(void* device, size_t bytes) = 0;
+  // From one place in this backend's memory to another, in order with its calls.
+  virtual void transfer(void* to, const void* from, size_t bytes) = 0;
   virtual void synchronize() = 0;
   // The stream that calls run on, for Run; null on the CPU.
   virtual void* stream() const = 0;
+  // Around work on the memory of a caller with streams of its own: what follows `enter` waits for
+  // what the caller's stream holds by then, and from `leave` on that stream waits for this work;
+  // the caller itself waits where it gives null. The caller's current device is put back.
+  virtual void enter(void* callers_stream) = 0;
+  virtual void leave(void* callers_stream) = 0;
   // What `calls` does, recorded to be done again as one launch; null where the backend cannot. The
   // memory they work on must outlive it.
   virtual std::unique_ptr<Recording> record(const std::function<void()>& calls) = 0;

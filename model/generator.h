@@ -36,6 +36,11 @@ class Generator {
   std::vector<float> sample_from(const std::vector<float>& x_T, uint64_t seed, uint64_t first,
                                  int count, const Progress& = {});
 
+  // A chain by hand: begin(); x() drawn by run(Phase::kStart) of the executor, or written; then the
+  // executor's step(), steps() times. x() is then the images, not yet clamped to [-1, 1].
+  void begin(uint64_t seed, uint64_t first);
+  Tensor x() const { return x_; }
+
   int batch_size() const { return shape_.n; }
   int steps() const { return static_cast<int>(rows_.size()); }
   const Shape& shape() const { return shape_; }  // of a batch
@@ -43,7 +48,6 @@ class Generator {
   size_t bytes() const { return executor_->bytes(); }
 
  private:
-  void begin(uint64_t seed, uint64_t first);
   std::vector<float> run_chain(int count, const Progress& progress);
 
   Shape shape_;

@@ -46,8 +46,11 @@ class RecordingBackend : public Backend {
   void download(void*, const void* from, size_t) override { note("download", {from}); }
   void fill(void* to, uint8_t, size_t) override { note("fill", {to}); }
   void discard(void* at, size_t) override { note("discard", {at}); }
+  void transfer(void* to, const void* from, size_t) override { note("transfer", {from, to}); }
   void synchronize() override { note("synchronize"); }
   void* stream() const override { return nullptr; }
+  void enter(void*) override { note("enter"); }
+  void leave(void*) override { note("leave"); }
   std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override { return 0; }

@@ -2,21 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "kernels/backend.h"
+#include "model/device.h"
 
 namespace ddpm::tools {
-
-struct DeviceOptions {
-  std::string device = "auto";  // auto, cpu, cuda, cuda:I
-  std::string precision = "auto";
-  int threads = 0;
-  bool batch_invariant = false;
-};
-std::unique_ptr<Backend> open_backend(const DeviceOptions&);
 
 // "1,234,567" and "12.3 MiB".
 std::string grouped(int64_t value);

@@ -5,11 +5,10 @@
 
 #include "engine/checkpoint.h"
 #include "engine/file_io.h"
-#include "engine/ops.h"
 #include "engine/safetensors.h"
+#include "model/forward.h"
 #include "model/objective.h"
 #include "model/pipeline.h"
-#include "model/unet.h"
 #include "tools/commands.h"
 
 namespace ddpm::tools {
@@ -82,29 +81,20 @@ void probe_forward(const ProbeArgs& args, const Pipeline& p, Backend& backend) {
   const std::vector<float> sample = inputs.images("sample");
   const std::vector<int32_t> t = inputs.indices("timestep", p.scheduler.num_train_timesteps);
 
-  Graph g(backend, Mode::kInference);
-  const int n = inputs.n();
-  UNetInputs in{.sample = persistent_batch(g, u, n, "sample"),
-                .timestep = g.persistent({1, 1, 1, n}, DType::kI32, "timestep")};
-  if (u.num_class_embeds) in.class_labels = g.persistent({1, 1, 1, n}, DType::kI32, "class_labels");
-  UNetInputs read = in;
-  read.sample = ops::cast(g, in.sample, backend.compute_type());
-  const Tensor y = build_unet(g, u, p.scheduler.num_train_timesteps, read);
-  const Shape out = g.shape(y);
-  const Tensor kept = g.persistent(out, DType::kF32, "model_output");
-  g.add(backend.cast(out.count(), g.info(y).dtype, y, DType::kF32, kept));
-  const auto store = load_store(backend, p, g.params());
-  Executor executor(std::move(g), store->arenas());
-  executor.upload(in.sample, sample.data());
-  executor.upload(in.timestep, t.data());
-  if (in.class_labels) {
+  ForwardGraph f = build_forward_graph(backend, u, p.scheduler.num_train_timesteps, inputs.n());
+  const Shape out = f.graph.shape(f.output);
+  const auto store = load_store(backend, p, f.graph.params());
+  Executor executor(std::move(f.graph), store->arenas());
+  executor.upload(f.sample, sample.data());
+  executor.upload(f.timestep, t.data());
+  if (f.class_labels) {
     const auto labels = inputs.indices("class_labels", *u.num_class_embeds);
-    executor.upload(in.class_labels, labels.data());
+    executor.upload(f.class_labels, labels.data());
   }
   executor.run(Phase::kSetup);
   executor.step();
   std::vector<float> values(static_cast<size_t>(out.count()));
-  executor.download(values.data(), kept);
+  executor.download(values.data(), f.output);
   values = to_nchw(values, out.n, out.h, out.w, out.c);
   const auto extent = [](int v) { return static_cast<uint64_t>(v); };
   write_tensors(args.out,

@@ -94,6 +94,9 @@ void CpuBackend::download(void* host, const void* device, size_t bytes) {
 void CpuBackend::fill(void* device, uint8_t byte, size_t bytes) {
   std::memset(device, byte, bytes);
 }
+void CpuBackend::transfer(void* to, const void* from, size_t bytes) {
+  std::memcpy(to, from, bytes);
+}
 void CpuBackend::discard(void* device, size_t bytes) {
   constexpr uintptr_t kPage = 4096;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(device) + kPage - 1) / kPage * kPage;

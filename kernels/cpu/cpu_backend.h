@@ -24,8 +24,11 @@ class CpuBackend final : public Backend {
   void download(void* host, const void* device, size_t bytes) override;
   void fill(void* device, uint8_t byte, size_t bytes) override;
   void discard(void* device, size_t bytes) override;
+  void transfer(void* to, const void* from, size_t bytes) override;
   void synchronize() override {}
   void* stream() const override { return nullptr; }
+  void enter(void*) override {}
+  void leave(void*) override {}
   std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override;

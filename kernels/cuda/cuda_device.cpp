@@ -37,6 +37,13 @@ const char* precision_name(Precision p) {
 }
 
 cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
+cudaEvent_t event_of(void* event) { return static_cast<cudaEvent_t>(event); }
+
+void* make_event() {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event");
+  return event;
+}
 
 size_t free_bytes() {
   size_t available = 0, total = 0;
@@ -134,6 +141,8 @@ CudaDevice::CudaDevice(const BackendOptions& options, int device)
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
   stream_ = stream;
+  entered_ = make_event();
+  left_ = make_event();
   cublas_ = std::make_unique<CublasLt>(options.precision == Precision::kTf32);
   CudnnConvOptions conv;
   conv.compute_type = compute_type();
@@ -144,6 +153,8 @@ CudaDevice::CudaDevice(const BackendOptions& options, int device)
 }
 
 CudaDevice::~CudaDevice() {
+  for (void* event : {entered_, left_})
+    if (event != nullptr) cudaEventDestroy(event_of(event));
   if (stream_ != nullptr) cudaStreamDestroy(stream_of(stream_));
 }
 
@@ -190,6 +201,29 @@ void CudaDevice::download(void* host, const void* device, size_t bytes) {
 void CudaDevice::fill(void* device, uint8_t byte, size_t bytes) {
   use();
   check(cudaMemsetAsync(device, byte, bytes, stream_of(stream_)), "fill");
+}
+
+void CudaDevice::transfer(void* to, const void* from, size_t bytes) {
+  use();
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_of(stream_)), "transfer");
+}
+
+void CudaDevice::enter(void* callers_stream) {
+  check(cudaGetDevice(&callers_device_), "the current device");
+  use();
+  if (callers_stream == nullptr) return;
+  check(cudaEventRecord(event_of(entered_), stream_of(callers_stream)), "event");
+  check(cudaStreamWaitEvent(stream_of(stream_), event_of(entered_), 0), "wait for an event");
+}
+
+void CudaDevice::leave(void* callers_stream) {
+  if (callers_stream == nullptr) {
+    synchronize();
+  } else {
+    check(cudaEventRecord(event_of(left_), stream_of(stream_)), "event");
+    check(cudaStreamWaitEvent(stream_of(callers_stream), event_of(left_), 0), "wait for an event");
+  }
+  check(cudaSetDevice(callers_device_), "choice of the device");
 }
 
 void CudaDevice::synchronize() { check(cudaStreamSynchronize(stream_of(stream_)), "a kernel"); }

@@ -25,8 +25,11 @@ class CudaDevice final : public CudaBackend {
   void download(void* host, const void* device, size_t bytes) override;
   void fill(void* device, uint8_t byte, size_t bytes) override;
   void discard(void*, size_t) override {}  // device memory stays until it is freed
+  void transfer(void* to, const void* from, size_t bytes) override;
   void synchronize() override;
   void* stream() const override { return stream_; }
+  void enter(void* callers_stream) override;
+  void leave(void* callers_stream) override;
   std::unique_ptr<Recording> record(const std::function<void()>& calls) override;
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override { return 0; }
@@ -47,6 +50,8 @@ class CudaDevice final : public CudaBackend {
   int device_;
   std::string chip_;
   void* stream_ = nullptr;
+  void *entered_ = nullptr, *left_ = nullptr;  // events
+  int callers_device_ = 0;
   std::shared_ptr<MemoryBudget> budget_;
   std::unique_ptr<CublasLt> cublas_;
   std::unique_ptr<CudnnConvolutions> cudnn_;

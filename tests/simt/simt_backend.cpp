@@ -82,8 +82,11 @@ class SimtBackend final : public cuda::CudaBackend {
   }
   void fill(void* device, uint8_t byte, size_t bytes) override { std::memset(device, byte, bytes); }
   void discard(void*, size_t) override {}
+  void transfer(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
   void synchronize() override {}
   void* stream() const override { return nullptr; }
+  void enter(void*) override {}
+  void leave(void*) override {}
   std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override { return 0; }

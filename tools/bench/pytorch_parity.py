@@ -1,149 +1,172 @@
-"""The parity check of pytorch_peer.py: the same weights in diffusers and in the program.
+"""The parity check of pytorch_peer.py: the same weights in PyTorch and in the program.
 
-Saves a UNet2DModel with PyTorch's initial weights (nowhere zero) as a pipeline folder, has the
-program compute the network's output and the gradient of every weight, and compares both with
-diffusers in float64. PyTorch's own float32 is measured beside it.
+Makes a model folder with weights that are nowhere zero, has the program compute the network's
+output and the gradient of every weight, and compares both with PyTorch in float64. What PyTorch
+itself loses in the precision that is timed is measured beside it: float32 on the CPU, autocast to
+bf16 on a GPU. Last, the C entry computes the output on PyTorch's own tensors and stream.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
 import subprocess
 
-import diffusers
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from pytorch_work import hwm_bytes
-from safetensors.torch import load_file, save_file
+from ddpm_library import Model
+from peer_worker import hwm_bytes
+from pytorch_unet import PRESETS, caller, load_network, make_pipeline
+from pytorch_unet import read_safetensors, write_safetensors
 
-PAPER = {
-    "norm_eps": 1e-6,
-    "attention_head_dim": None,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "downsample_padding": 0,
-}
-PRESETS = {
-    "tiny": {
-        **PAPER,
-        "sample_size": 16,
-        "layers_per_block": 1,
-        "block_out_channels": (32, 64, 64),
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        "norm_num_groups": 8,
-    },
-    "cifar10": {
-        **PAPER,
-        "sample_size": 32,
-        "layers_per_block": 2,
-        "block_out_channels": (128, 256, 256, 256),
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        "dropout": 0.1,
-    },
-    "celebahq256": {
-        **PAPER,
-        "sample_size": 256,
-        "layers_per_block": 2,
-        "block_out_channels": (128, 128, 256, 256, 512, 512),
-        "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
-    },
-}
-
-
-def make_pipeline(preset, folder):
-    torch.manual_seed(0)
-    unet = UNet2DModel(**PRESETS[preset])
-    DDPMPipeline(unet, DDPMScheduler(variance_type="fixed_large")).save_pretrained(folder)
-    return unet
+BATCH = {"cpu": 2, "cuda": 4}
 
 
 def relative(value, truth):
-    return ((value.double() - truth.double()).norm() / truth.double().norm()).item()
+    value, truth = value.double().cpu(), truth.double().cpu()
+    return ((value - truth).norm() / truth.norm()).item()
 
 
-def gradient_error(gradients, truth):
-    """The largest |dg_k| / (|g_k| + 0.001 |g|), and its weight: some are zero but for rounding."""
-    total = torch.stack([g.norm() for g in truth.values()]).norm()
-    if missing := truth.keys() ^ (gradients.keys() - {"loss"}):
+def gradient_errors(gradients, truth):
+    """{weight: |dg_k| / (|g_k| + 0.001 |g|)}, since some are zero but for rounding, and |dg| / |g|
+    over all weights together."""
+    if missing := truth.keys() ^ gradients.keys():
         raise SystemExit(f"gradients differ in their names: {sorted(missing)[:3]}")
-    return max(
-        (((gradients[k].double() - g).norm() / (g.norm() + 1e-3 * total)).item(), k)
-        for k, g in truth.items()
-    )
+    total = torch.stack([g.norm() for g in truth.values()]).norm()
+    off = {k: (gradients[k].double().cpu() - g).norm() for k, g in truth.items()}
+    each = {k: (off[k] / (g.norm() + 1e-3 * total)).item() for k, g in truth.items()}
+    return each, (torch.stack(list(off.values())).norm() / total).item()
 
 
-def compute(unet, inputs, dtype):
-    """Output and gradients of diffusers' network; dropout off."""
-    unet = unet.to(dtype).eval()
-    unet.zero_grad()
-    sample, timestep = inputs["sample"].to(dtype), inputs["timestep"]
-    with torch.no_grad():
-        output = unet(sample, timestep, return_dict=False)[0]
-    x0, noise = inputs["x0"].to(dtype), inputs["noise"].to(dtype)
+def compute(network, inputs, dtype=torch.float32, autocast=None):
+    """Output, loss and gradients; dropout off."""
+    network = network.to(dtype).eval()
+    device = next(network.parameters()).device
+    if autocast:
+        network.to(memory_format=torch.channels_last)
+    inputs = {k: v.to(device) for k, v in inputs.items()}
+    sample, x0, noise = (inputs[k].to(dtype) for k in ("sample", "x0", "noise"))
+    t = inputs["timestep"]
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
-    ab = alpha_bar[timestep].view(-1, 1, 1, 1)
+    ab = alpha_bar.to(device)[t].view(-1, 1, 1, 1)
     x = ab.sqrt().to(dtype) * x0 + (1 - ab).sqrt().to(dtype) * noise
-    loss = torch.nn.functional.mse_loss(unet(x, timestep, return_dict=False)[0], noise)
+    forward = caller(network)
+    with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
+        with torch.no_grad():
+            output = forward(sample, t)
+        prediction = forward(x, t)
+    loss = torch.nn.functional.mse_loss(prediction.to(dtype), noise)
     loss.backward()
-    return output, loss.detach(), {k: w.grad.clone() for k, w in unet.named_parameters()}
+    return output, loss.detach(), {k: w.grad.clone() for k, w in network.named_parameters()}
+
+
+def program(a, what, inputs):
+    """The tensors that `ddpm probe` makes of these."""
+    source, result = (os.path.join(a.folder, name) for name in ("in.safetensors", "out.safetensors"))
+    write_safetensors(source, inputs)
+    command = [a.ddpm, "probe", what, "--model", a.folder, "--input", source, "--out", result,
+               "--device", a.device, "--precision", a.precision, "--threads", str(a.threads)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return read_safetensors(result)
+
+
+def through_c_entry(a, inputs):
+    """The output by libddpm.so on tensors of PyTorch's, in channels_last memory."""
+    sample = inputs["sample"].to(a.device).contiguous(memory_format=torch.channels_last)
+    timestep = inputs["timestep"].to(a.device, torch.int32)
+    output = torch.full_like(sample, float("nan"))
+    stream = 0
+    if a.device == "cuda":
+        stream = torch.cuda.current_stream().cuda_stream or 1  # 1: the legacy default stream
+    model = Model(a.library, a.folder, a.device, a.precision, a.threads)
+    session = model.open_forward(len(sample))
+    for _ in range(3):  # the first runs step by step, the second is recorded
+        model.forward(session, sample.data_ptr(), timestep.data_ptr(), output.data_ptr(), stream)
+    return output.cpu()
+
+
+def write_images(a, shape):
+    """Random bytes (count, H, W, C) for both sides to train on, at most 64 MB or a batch."""
+    count = max(a.batch_size, min(2048, (64 << 20) // shape.numel()))
+    pixels = torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
+    with open(os.path.join(a.folder, "images.u8"), "wb") as file:
+        file.write(pixels.numpy().tobytes())
+
+
+def network_kinds(a):
+    """Reference and, where diffusers is there, how far the plain network is from it in float64."""
+    if importlib.util.find_spec("diffusers") is None:
+        return "plain", None
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    size = PRESETS[a.preset]["sample_size"]
+    x, t = torch.randn(1, 3, size, size, dtype=torch.float64), torch.tensor([500])
+    with torch.no_grad():
+        plain, other = (caller(load_network(a.folder, kind).double().eval())(x, t)
+                        for kind in ("plain", "diffusers"))
+    return "diffusers", relative(plain, other)
+
+
+def versions(device):
+    found = [f"Python {platform.python_version()}", f"PyTorch {torch.__version__}"]
+    if importlib.util.find_spec("diffusers"):
+        import diffusers
+
+        found.append(f"diffusers {diffusers.__version__}")
+    if device == "cuda":
+        found += [f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}",
+                  torch.cuda.get_device_name()]
+    else:
+        lines = [line for line in torch.__config__.show().splitlines() if "MKL-DNN" in line]
+        found += ["oneDNN in PyTorch: " + line.split("MKL-DNN")[1].split("(")[0].strip()
+                  for line in lines]
+    return ", ".join(found)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ddpm", required=True)
+    parser.add_argument("--library", required=True)
     parser.add_argument("--preset", required=True, choices=PRESETS)
-    parser.add_argument("--folder", required=True, help="the pipeline folder to make")
+    parser.add_argument("--device", required=True, choices=BATCH)
+    parser.add_argument("--precision", required=True)
+    parser.add_argument("--batch-size", type=int, required=True, help="of the training to come")
+    parser.add_argument("--folder", required=True, help="the model folder to make")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--json", required=True, help="where to write the result")
-    arguments = parser.parse_args()
+    a = parser.parse_args()
     library_bytes = hwm_bytes()
-    diffusers.utils.logging.set_verbosity_error()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(a.threads)
 
-    unet = make_pipeline(arguments.preset, arguments.folder)
-    size = unet.config.sample_size
-    shape = (2, 3, size, size)
-    inputs = {name: torch.randn(shape) for name in ("sample", "x0", "noise")}
-    inputs["timestep"] = torch.tensor([17, 940])
-    names = ("in", "forward", "gradient")
-    paths = {k: os.path.join(arguments.folder, k + ".safetensors") for k in names}
-    ours = {}
-    for what, names in (("forward", ("sample",)), ("gradient", ("x0", "noise"))):
-        save_file({k: inputs[k] for k in (*names, "timestep")}, paths["in"])
-        command = [arguments.ddpm, "probe", what, "--model", arguments.folder, "--device", "cpu"]
-        command += ["--threads", str(arguments.threads)]
-        command += ["--input", paths["in"], "--out", paths[what]]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        ours[what] = load_file(paths[what])
+    make_pipeline(a.preset, a.folder)
+    size = PRESETS[a.preset]["sample_size"]
+    write_images(a, torch.Size((size, size, 3)))
+    reference, plain_error = network_kinds(a)
+    inputs = {k: torch.randn(BATCH[a.device], 3, size, size) for k in ("sample", "x0", "noise")}
+    inputs["timestep"] = torch.tensor([17, 940, 3, 500][: BATCH[a.device]])
+    output = program(a, "forward", {k: inputs[k] for k in ("sample", "timestep")})["model_output"]
+    gradient = program(a, "gradient", {k: inputs[k] for k in ("x0", "noise", "timestep")})
+    loss = gradient.pop("loss").reshape(())
 
-    single = compute(unet, inputs, torch.float32)
-    double = compute(unet, inputs, torch.float64)
-    error, weight = gradient_error(ours["gradient"], double[2])
-    result = {
-        "forward": relative(ours["forward"]["model_output"], double[0]),
-        "loss": relative(ours["gradient"]["loss"].reshape(()), double[1]),
-        "gradient": error,
-        "gradient_weight": weight,
-        "pytorch_forward": relative(single[0], double[0]),
-        "pytorch_loss": relative(single[1], double[1]),
-        "pytorch_gradient": gradient_error(single[2], double[2])[0],
-        "library_bytes": library_bytes,
-        "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
-        f"diffusers {diffusers.__version__}, oneDNN in PyTorch: {onednn_version()}",
-    }
-    with open(arguments.json, "w") as file:
-        json.dump(result, file)
+    truth = compute(load_network(a.folder, reference), inputs, torch.float64)
+    theirs = compute(load_network(a.folder, reference if a.device == "cpu" else "plain").to(a.device),
+                     inputs, autocast=torch.bfloat16 if a.device == "cuda" else None)
+    result = {"versions": versions(a.device), "library_bytes": library_bytes,
+              "reference": reference, "plain_error": plain_error}
+    for name, y, value, g in (("ours", output, loss, gradient), ("pytorch", *theirs)):
+        each, total = gradient_errors(g, truth[2])
+        worst = max(each, key=each.get)
+        result[name] = {"forward": relative(y, truth[0]), "loss": relative(value, truth[1]),
+                        "gradient": total, "worst": each[worst], "worst_weight": worst}
 
+    def save():
+        with open(a.json, "w") as file:
+            json.dump(result, file)
 
-def onednn_version():
-    for line in torch.__config__.show().splitlines():
-        if "MKL-DNN" in line:
-            return line.split("MKL-DNN")[1].split("(")[0].strip()
-    return "none"
+    save()  # should the C entry end this process, the rest is known
+    result["c_entry"] = relative(through_c_entry(a, inputs), output)
+    save()
 
 
 if __name__ == "__main__":
