@@ -22,7 +22,8 @@ namespace {
 // 4 groups), dropout, classes.
 UNetConfig small_unet() {
   UNetConfig u = find_preset("tiny").unet;
-  u.sample_height = u.sample_width = 8;
+  u.sample_height = 4;
+  u.sample_width = 8;
   u.block_out_channels = {8, 16};
   u.attention_head_dim = 8;
   u.norm_num_groups = 4;
@@ -48,7 +49,7 @@ std::unique_ptr<Trainer> make(Backend& backend) {
   o.activate_zero_layers = true;
   o.executor.poison = true;
   auto trainer = std::make_unique<Trainer>(backend, small_unet(), SchedulerConfig{}, o,
-                                           make_shapes(11, {1, 8, 8, 3}));
+                                           make_shapes(11, {1, 4, 8, 3}));
   trainer->initialize(7);
   return trainer;
 }

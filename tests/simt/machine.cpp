@@ -10,6 +10,9 @@
 #include "tests/simt/memory_shadow.h"
 
 namespace ddpm::simt {
+
+constinit thread_local Place place;
+
 namespace {
 
 constexpr unsigned kWarp = 32, kMaxThreads = 1024;
@@ -81,10 +84,15 @@ class Machine {
   std::string error_;
 };
 
+// Kernels are free functions: the machine cannot be handed to them. A plain pointer, because it is
+// followed at every access.
 Machine& machine() {
-  static thread_local Machine
-      m;  // kernels are free functions: the machine cannot be handed to them
-  return m;
+  static constinit thread_local Machine* m = nullptr;
+  if (m == nullptr) {
+    static thread_local Machine owned;
+    m = &owned;
+  }
+  return *m;
 }
 
 std::map<const char*, std::unique_ptr<Extent>>& extents() {
@@ -156,6 +164,7 @@ void Machine::run(const Launch& l, const std::function<void()>& thread) {
 void Machine::run_block(const std::function<void()>& thread) {
   first_epoch_ = ++epoch_;
   error_.clear();
+  place = {{}, block, {launch.block, 1, 1}, launch.grid};
   std::memset(shared->bytes.data(), 0xFF, launch.shared);
   for (unsigned i = 0; i < launch.block; ++i) {
     Thread& t = *threads_[i];
@@ -198,6 +207,7 @@ bool Machine::run_warp(unsigned warp) {
   for (unsigned i = warp * kWarp; i < (warp + 1) * kWarp; ++i) {
     if (threads_[i]->state != State::kReady) continue;
     current_ = i;
+    place.thread = {i, 0, 0};
     threads_[i]->fiber.resume();
     moved = true;
     if (!error_.empty()) return true;
@@ -323,11 +333,6 @@ Options& options() { return machine().options; }
 void run(const Launch& launch, const std::function<void()>& thread) {
   machine().run(launch, thread);
 }
-
-Dim3 thread_index() { return {machine().current_, 0, 0}; }
-Dim3 block_index() { return machine().block; }
-Dim3 block_dim() { return {machine().launch.block, 1, 1}; }
-Dim3 grid_dim() { return machine().launch.grid; }
 
 void block_barrier() { machine().wait(State::kAtBarrier); }
 void warp_meet(const char* what, void* mine, Finish finish) {

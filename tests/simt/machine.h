@@ -54,10 +54,14 @@ Options& options();
 void run(const Launch& launch, const std::function<void()>& thread);
 
 // ---- what a running thread sees ----
-Dim3 thread_index();
-Dim3 block_index();
-Dim3 block_dim();
-Dim3 grid_dim();
+struct Place {
+  Dim3 thread, block, block_dim, grid_dim;
+};
+extern constinit thread_local Place place;  // kernels ask for it all the time
+inline Dim3 thread_index() { return place.thread; }
+inline Dim3 block_index() { return place.block; }
+inline Dim3 block_dim() { return place.block_dim; }
+inline Dim3 grid_dim() { return place.grid_dim; }
 
 void block_barrier();
 // The 32 lanes of the warp meet; `finish` runs once, over what each lane brought.
