@@ -4,17 +4,38 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "kernels/bf16.h"
 
 namespace ddpm {
+namespace {
+
+class Range {
+ public:
+  Range(Backend& backend, const std::string& name) : backend_(backend) {
+    backend_.begin_range(name.c_str());
+  }
+  ~Range() { backend_.end_range(); }
+  Range(const Range&) = delete;
+  Range& operator=(const Range&) = delete;
+
+ private:
+  Backend& backend_;
+};
+
+constexpr const char* kPhaseNames[kPhases] = {"setup", "start of a chain", "step"};
+
+}  // namespace
 
 Executor::Executor(Graph graph, const ParamArenas& arenas, ExecutorOptions options)
     : graph_(std::move(graph)), options_(options) {
   size_t bytes = 0;
   for (Phase phase : kAllPhases) {
     plan_of(phase) = make_plan(graph_.tensors(), graph_.steps(phase));
+    for (const Step& s : graph_.steps(phase))
+      range_names_[static_cast<size_t>(phase)].push_back(s.scope + ":" + s.call.op);
     bytes = std::max(bytes, plan(phase).bytes);
   }
   arena_ = graph_.backend().allocate(bytes);
@@ -48,7 +69,7 @@ void Executor::bind(const ParamArenas& arenas) {
           static_cast<char*>(t.arena == Arena::kShadow ? shadow_->data() : arenas[t.arena]);
       const int64_t offset = t.param < 0 ? 0 : graph_.params()[t.param].offset;
       pointers_[i] = base == nullptr ? nullptr : base + offset * static_cast<int64_t>(element);
-    } else {
+    } else if (t.kind == TensorKind::kPlanned) {
       for (Phase phase : kAllPhases) {
         const Placement& p = plan(phase).tensors[i];
         if (p.first < 0) continue;
@@ -60,22 +81,64 @@ void Executor::bind(const ParamArenas& arenas) {
 }
 
 void Executor::run(Phase phase, size_t step) {
+  const Range range(graph_.backend(), range_names_[static_cast<size_t>(phase)][step]);
   const size_t workspace = plan(phase).workspaces[step].offset;
   graph_.steps(phase)[step].call.run(Run{
       pointers_.data(), static_cast<char*>(arena_->data()) + workspace, graph_.backend().stream()});
 }
 
-void Executor::step() {
+// Whether the step is recorded, from the second one on.
+bool Executor::record() {
   if (stepped_ && !recording_ && !options_.poison)
     recording_ = graph_.backend().record([this] { run(Phase::kStep); });
   stepped_ = true;
-  if (recording_)
+  return recording_ != nullptr;
+}
+
+void Executor::step() {
+  const Range range(graph_.backend(), "step");
+  if (record())
     recording_->launch();
   else
     run(Phase::kStep);
 }
 
+void Executor::steps(int count, const Progress& progress) {
+  int done = 0;
+  while (done < count && !record()) {
+    run(Phase::kStep);
+    ++done;
+    if (progress) progress(done);
+  }
+  if (done < count) loop(done, count, progress);
+}
+
+// Steps done + 1 to count. All are launched at once; without progress to tell nobody waits.
+void Executor::loop(int done, int count, const Progress& progress) {
+  constexpr int kStepsPerLaunch = 50;
+  constexpr auto kPause = std::chrono::milliseconds(1);
+  if (progress) graph_.backend().synchronize();  // earlier loops without progress have ended then
+  const Range range(graph_.backend(), "steps");
+  const int64_t before = recording_->loop_runs() - done;
+  for (int i = done; i < count; i += kStepsPerLaunch)
+    recording_->launch_loop(std::min(count - i, kStepsPerLaunch));
+  if (!progress) return;
+  try {
+    while (done < count) {
+      const int now = static_cast<int>(recording_->loop_runs() - before);
+      if (now > done)
+        progress(done = now);
+      else
+        std::this_thread::sleep_for(kPause);
+    }
+  } catch (...) {
+    recording_->stop_loops();
+    throw;
+  }
+}
+
 void Executor::run(Phase phase) {
+  const Range range(graph_.backend(), kPhaseNames[static_cast<size_t>(phase)]);
   for (size_t i = 0; i < graph_.steps(phase).size(); ++i) {
     run(phase, i);
     if (options_.poison) poison_after(phase, i);
@@ -142,6 +205,15 @@ void Executor::poison_after(Phase phase, size_t step) {
     graph_.backend().fill(static_cast<char*>(arena_->data()) + p->offset, 0xFF, p->bytes);
 }
 
+bool Executor::hold(Tensor t, std::vector<uint8_t> bytes, size_t reserve) {
+  const TensorSpec& info = graph_.info(t);
+  DDPM_CHECK(info.kind == TensorKind::kHeld && bytes.size() == info.bytes,
+             "%s: %zu bytes to hold, %zu given", info.name.c_str(), info.bytes, bytes.size());
+  held_.push_back(graph_.backend().hold(std::move(bytes), reserve));
+  pointers_[static_cast<size_t>(t.id)] = held_.back()->data();
+  return held_.back()->on_host();
+}
+
 void Executor::upload(Tensor t, const void* host, size_t bytes) {
   DDPM_CHECK(bytes <= graph_.info(t).bytes, "upload of %zu bytes into %zu", bytes,
              graph_.info(t).bytes);
@@ -163,6 +235,7 @@ void Executor::set_state(const StepState& s) { upload(graph_.state(), &s); }
 size_t Executor::bytes() const {
   size_t total = arena_->size() + (shadow_ ? shadow_->size() : 0);
   for (const auto& m : persistent_) total += m->size();
+  for (const auto& m : held_) total += m->on_host() ? 0 : m->size();
   return total;
 }
 

@@ -32,6 +32,10 @@ class Executor {
   void run(Phase phase);
   // Runs those of Phase::kStep; from the second time on by one launch, where the backend has that.
   void step();
+  // The same `count` times; where the backend can, many steps by one launch. `progress` is told how
+  // many are done, now and then; what it throws ends the steps.
+  using Progress = std::function<void(int done)>;
+  void steps(int count, const Progress& progress = {});
   // As run(Phase::kSetup), for weights that will not change again: those that only the setup reads
   // are given back as it goes, so that they and their packed forms never stand in memory together.
   void setup_for_good();
@@ -44,6 +48,9 @@ class Executor {
   void upload(Tensor t, const void* host) { upload(t, host, graph_.info(t).bytes); }
   void upload(Tensor t, const void* host, size_t bytes);
   void download(void* host, Tensor t) const;
+  // Gives a tensor of kHeld what it holds for good; see Backend::hold. Whether it stayed on the
+  // host.
+  bool hold(Tensor t, std::vector<uint8_t> bytes, size_t reserve);
   // Where the tensor lies, in the backend's memory.
   void* address(Tensor t) const { return pointers_.at(static_cast<size_t>(t.id)); }
   StepState state() const;
@@ -51,21 +58,25 @@ class Executor {
 
   const Graph& graph() const { return graph_; }
   const Plan& plan(Phase phase = Phase::kStep) const { return plans_[static_cast<size_t>(phase)]; }
-  // Planned arena, persistent tensors and the weights' shadow, without the other parameter arenas.
+  // Planned arena, persistent and held tensors and the weights' shadow, without the other parameter
+  // arenas and what stayed on the host.
   size_t bytes() const;
 
  private:
   void bind(const ParamArenas& arenas);
   Plan& plan_of(Phase phase) { return plans_[static_cast<size_t>(phase)]; }
   void run(Phase phase, size_t step);
+  bool record();
+  void loop(int done, int count, const Progress& progress);
   void poison_after(Phase phase, size_t step);
   bool all_finite(Tensor t) const;
 
   Graph graph_;
   ExecutorOptions options_;
   std::array<Plan, kPhases> plans_;
-  std::unique_ptr<Memory> arena_;  // of all phases, one at a time
-  std::vector<std::unique_ptr<Memory>> persistent_;
+  std::array<std::vector<std::string>, kPhases> range_names_;  // of each step
+  std::unique_ptr<Memory> arena_;                              // of all phases, one at a time
+  std::vector<std::unique_ptr<Memory>> persistent_, held_;
   std::unique_ptr<Memory> shadow_;  // Arena::kShadow, if a step reads it
   std::vector<void*> pointers_;
   // Poison mode: by phase and step.

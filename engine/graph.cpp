@@ -1,5 +1,6 @@
 #include "engine/graph.h"
 
+#include <set>
 #include <utility>
 
 namespace ddpm {
@@ -31,6 +32,24 @@ Tensor Graph::persistent(const Shape& shape, DType dtype, const std::string& nam
                  .dtype = dtype,
                  .name = name,
                  .kind = TensorKind::kPersistent,
+                 .bytes = static_cast<size_t>(shape.count()) * size_of(dtype)});
+}
+
+size_t Graph::bytes_moved(const Step& step) const {
+  std::set<int> slots;
+  for (In in : step.call.reads) slots.insert(in.slot);
+  for (Out out : step.call.writes) slots.insert(out.slot);
+  size_t total = 0;
+  for (int slot : slots)
+    if (slot >= 0 && info({slot}).kind != TensorKind::kHeld) total += info({slot}).bytes;
+  return total;
+}
+
+Tensor Graph::held(const Shape& shape, DType dtype, const std::string& name) {
+  return define({.shape = shape,
+                 .dtype = dtype,
+                 .name = name,
+                 .kind = TensorKind::kHeld,
                  .bytes = static_cast<size_t>(shape.count()) * size_of(dtype)});
 }
 

@@ -35,6 +35,7 @@ enum class TensorKind {
   kPlanned,     // lives in the planned arena from its first writer to its last reader
   kPersistent,  // has memory of its own, kept between steps
   kArena,       // a slice of a parameter arena
+  kHeld,        // bytes that Executor::hold() is given, and nothing writes
 };
 
 struct TensorSpec {
@@ -86,6 +87,7 @@ class Graph {
   Tensor bytes(size_t);  // a planned tensor of raw bytes
   Tensor persistent(const Shape&, DType, const std::string& name);
   Tensor persistent_bytes(size_t, const std::string& name);
+  Tensor held(const Shape&, DType, const std::string& name);
   // A persistent tensor (rows,1,1,columns) of fp32 that holds `values` from the start.
   Tensor constant(std::vector<float> values, int columns, const std::string& name);
   const std::map<int, std::vector<float>>& constants() const { return constants_; }  // by tensor
@@ -109,6 +111,14 @@ class Graph {
   // ---- steps ----
   void add(Call call) { add(std::move(call), phase_); }
   void add(Call call, Phase phase);
+  // One that is a product of that many multiply-adds.
+  void add_product(Call call, int64_t macs) {
+    call.macs = macs;
+    add(std::move(call));
+  }
+  // Bytes of the tensors that a step reads and writes, each counted once; of a held tensor none,
+  // since a step reads a small part of it.
+  size_t bytes_moved(const Step& step) const;
   const std::vector<Step>& steps(Phase phase = Phase::kStep) const {
     return steps_[static_cast<size_t>(phase)];
   }

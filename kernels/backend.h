@@ -41,6 +41,8 @@ class Memory {
   virtual ~Memory() = default;
   virtual void* data() const = 0;  // a device address; only the backend may read it
   virtual size_t size() const = 0;
+  // Whether a device reads this over its bus, in the host's memory.
+  virtual bool on_host() const { return false; }
 };
 
 // What a backend has handed out, against what it may. Memory returns its part when it is freed.
@@ -61,11 +63,16 @@ class MemoryBudget {
   std::atomic<size_t> used_{0};
 };
 
-// A list of calls that runs by one launch.
+// A list of calls that runs by one launch, or by one launch many times over. Launches return at
+// once and run in order.
 class Recording {
  public:
   virtual ~Recording() = default;
   virtual void launch() = 0;
+  // As `times` launches, which a host can watch and end.
+  virtual void launch_loop(int times) = 0;
+  virtual int64_t loop_runs() const = 0;  // times that all loops of it have run by now
+  virtual void stop_loops() = 0;  // those launched end after the time they are in; waits for that
 };
 
 // Slots of a convolution's tensors. Which must be present follows from the desc.
@@ -91,10 +98,20 @@ class Backend {
   virtual std::string description() const = 0;
   virtual std::string numerics() const = 0;
   virtual DType compute_type() const = 0;  // kF32 or kBF16
+  // What was chosen by measuring, as JSON; "" where nothing is. Given to use_plans() before calls
+  // are prepared, the same is chosen again: {"library": what it holds for, "plans": {CALL:
+  // CHOICE}}.
+  virtual std::string plans() const { return {}; }
+  virtual void use_plans(const std::string&) {}
+  // Whether all that was asked for since use_plans() could be chosen as it says.
+  virtual bool plans_kept() const { return true; }
 
   // ---- memory: zero-filled on allocation; throws Error(kMemory) naming needed bytes ----
   virtual std::unique_ptr<Memory> allocate(size_t bytes) = 0;
   virtual size_t available_bytes() const = 0;  // within the budget, if there is one
+  // Takes over bytes that calls read and nothing writes. A device copies them if they fit beside
+  // `reserve` bytes in its memory, and else reads them in the host's, which is pinned for it.
+  virtual std::unique_ptr<Memory> hold(std::vector<uint8_t> bytes, size_t reserve) = 0;
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void fill(void* device, uint8_t byte, size_t bytes) = 0;
@@ -110,6 +127,10 @@ class Backend {
   // the caller itself waits where it gives null. The caller's current device is put back.
   virtual void enter(void* callers_stream) = 0;
   virtual void leave(void* callers_stream) = 0;
+  // A name in a profiler's timeline for what is asked of the backend until the range ends. Ranges
+  // nest; a recording does not keep them.
+  virtual void begin_range(const char*) {}
+  virtual void end_range() {}
   // What `calls` does, recorded to be done again as one launch; null where the backend cannot. The
   // memory they work on must outlive it.
   virtual std::unique_ptr<Recording> record(const std::function<void()>& calls) = 0;

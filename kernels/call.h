@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <vector>
 
@@ -43,6 +44,7 @@ struct Call {
   std::vector<Out> writes;  // everything it writes
   size_t workspace = 0;     // bytes
   std::function<void(const Run&)> run;
+  int64_t macs = 0;  // multiply-adds of the products it stands for; 0 where memory decides
 };
 
 }  // namespace ddpm

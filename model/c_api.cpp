@@ -402,6 +402,7 @@ ddpm_status ddpm_train_save(ddpm_session* session, const char* folder) {
                        .seed = t.seed,
                        .batch_size = t.batch_size,
                        .numerics = core.backend->numerics(),
+                       .plans = core.backend->plans(),
                        .hashes = {}});
     });
   });
@@ -461,7 +462,7 @@ ddpm_status ddpm_sample_steps(ddpm_session* session, int steps, float* x, void* 
       Executor& e = s.generator->executor();
       void* own = e.address(s.generator->x());
       if (x != nullptr) copy_batch(core, own, x, s.generator->shape());
-      for (int i = 0; i < steps; ++i) e.step();
+      e.steps(steps);
       s.done += steps;
       if (x != nullptr) copy_batch(core, x, own, s.generator->shape());
     });

@@ -1,7 +1,11 @@
 #include "model/device.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
 
+#include "engine/file_io.h"
+#include "engine/json.h"
 #include "engine/nearest_name.h"
 
 namespace ddpm {
@@ -15,13 +19,30 @@ Precision parse_precision(const std::string& name) {
   fail(Status::kUsage, "--precision %s: allowed are auto, fp32, tf32, bf16", name.c_str());
 }
 
-}  // namespace
+std::string cache_folder() {
+  if (const char* cache = std::getenv("XDG_CACHE_HOME"); cache != nullptr && *cache != '\0')
+    return std::string(cache) + "/ddpm";
+  if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0')
+    return std::string(home) + "/.cache/ddpm";
+  return {};
+}
 
-std::unique_ptr<Backend> open_backend(const DeviceOptions& o) {
-  BackendOptions options;
-  options.precision = parse_precision(o.precision);
-  options.threads = o.threads;
-  options.batch_invariant = o.batch_invariant;
+// {library: its plans}; empty where there is no file, or one that something else left there.
+nlohmann::json read_cache(const std::string& path) {
+  try {
+    JsonLimits limits;
+    limits.bytes = size_t{16} << 20;
+    if (file_exists(path)) {
+      nlohmann::json cache = read_json_file(path, Status::kFile, limits);
+      if (cache.is_object()) return cache;
+    }
+  } catch (const Error&) {
+    // It is written anew.
+  }
+  return nlohmann::json::object();
+}
+
+std::unique_ptr<Backend> make_backend(const DeviceOptions& o, const BackendOptions& options) {
   if (o.device == "cpu" || (o.device == "auto" && !cuda_device_found()))
     return make_cpu_backend(options);
   if (o.device == "cuda" || o.device == "auto") return make_cuda_backend(options, 0);
@@ -33,6 +54,52 @@ std::unique_ptr<Backend> open_backend(const DeviceOptions& o) {
   }
   fail(Status::kUsage, "--device %s%s: allowed are auto, cpu, cuda, cuda:I", o.device.c_str(),
        did_you_mean(o.device, {"auto", "cpu", "cuda"}).c_str());
+}
+
+}  // namespace
+
+void recall_plans(Backend& backend) {
+  const std::string own = backend.plans(), folder = cache_folder();
+  if (own.empty() || folder.empty()) return;
+  const nlohmann::json cache = read_cache(folder + "/plans.json");
+  const auto kept = cache.find(nlohmann::json::parse(own)["library"].get<std::string>());
+  if (kept == cache.end()) return;
+  try {
+    backend.use_plans(kept->dump());
+  } catch (const Error&) {
+    // Measured anew, and then written.
+  }
+}
+
+std::unique_ptr<Backend> open_backend(const DeviceOptions& o) {
+  BackendOptions options;
+  options.precision = parse_precision(o.precision);
+  options.threads = o.threads;
+  options.batch_invariant = o.batch_invariant;
+  auto backend = make_backend(o, options);
+  recall_plans(*backend);
+  return backend;
+}
+
+void keep_plans(const Backend& backend) {
+  const std::string own = backend.plans(), folder = cache_folder();
+  if (own.empty() || folder.empty()) return;
+  const nlohmann::json table = nlohmann::json::parse(own);
+  const std::string path = folder + "/plans.json", library = table["library"];
+  nlohmann::json cache = read_cache(path);
+  const nlohmann::json before = cache;
+  nlohmann::json& kept = cache[library];
+  if (kept.is_object() && kept.contains("plans") && kept["plans"].is_object())
+    kept["plans"].update(table["plans"]);
+  else
+    kept = table;
+  if (cache == before) return;
+  try {
+    make_folders(folder);
+    write_file(path, to_text(cache));
+  } catch (const Error&) {
+    // A later start measures again.
+  }
 }
 
 }  // namespace ddpm

@@ -5,6 +5,7 @@
 
 #include "engine/memory.h"
 #include "engine/ops.h"
+#include "model/device.h"
 #include "model/schedule.h"
 #include "model/unet.h"
 
@@ -51,6 +52,7 @@ Generator::Generator(Backend& backend, const UNetConfig& unet, const SchedulerCo
   };
   const size_t arena = sizeof(float) * static_cast<size_t>(s.graph.params().arena_size());
   require_memory(s.graph, arena, batch_size, planned_at);
+  keep_plans(backend);
   const ParamArenas arenas = weights(s.graph.params());
   executor_ = std::make_unique<Executor>(std::move(s.graph), arenas);
   executor_->upload(s.rows, rows_.data());
@@ -73,10 +75,7 @@ void Generator::begin(uint64_t seed, uint64_t first) {
 }
 
 std::vector<float> Generator::run_chain(int count, const Progress& progress) {
-  for (int k = 0; k < steps(); ++k) {
-    executor_->step();
-    if (progress) progress(k + 1);
-  }
+  executor_->steps(steps(), progress);
   const StepState state = executor_->state();
   if (state.nonfinite != 0)
     fail(Status::kNonFinite,

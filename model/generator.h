@@ -14,8 +14,8 @@ namespace ddpm {
 
 class Generator {
  public:
-  // Called after each step of a chain with the steps done; may throw to stop it.
-  using Progress = std::function<void(int steps_done)>;
+  // Called with the steps of a chain that are done; may throw to stop it.
+  using Progress = Executor::Progress;
 
   // Gives the arenas of a network's parameters; kWeights is what is sampled from.
   using Weights = std::function<ParamArenas(const Params&)>;

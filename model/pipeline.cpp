@@ -60,6 +60,7 @@ std::string manifest_text(const Manifest& m) {
   json["data"] = {{"batch_size", m.batch_size},
                   {"position", m.step * static_cast<uint64_t>(m.batch_size)}};
   json["plan"] = {{"numerics", m.numerics}};
+  if (!m.plans.empty()) json["plan"]["table"] = nlohmann::ordered_json::parse(m.plans);
   json["versions"] = {{"ddpm", kVersion}};
   json["hashes"] = m.hashes;
   return to_text(json);
@@ -120,8 +121,9 @@ Manifest read_manifest(const std::string& folder) {
          folder.c_str());
   JsonLimits limits;
   limits.bytes = size_t{16} << 20;  // a line per tensor
-  JsonObject json(path,
-                  parse_json(read_small_file(path, limits.bytes), path, Status::kFile, limits));
+  const nlohmann::json all =
+      parse_json(read_small_file(path, limits.bytes), path, Status::kFile, limits);
+  JsonObject json(path, all);
   constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
   json.get_int("format", 1, 1);
   Manifest m;
@@ -133,6 +135,10 @@ Manifest read_manifest(const std::string& folder) {
   data.finish();
   JsonObject plan = json.get_object("plan");
   m.numerics = plan.get_string("numerics");
+  if (plan.has("table")) {  // the backend's own
+    plan.ignore("table");
+    m.plans = all["plan"]["table"].dump();
+  }
   plan.finish();
   json.ignore("versions");
   JsonObject files = json.get_object("hashes");

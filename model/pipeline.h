@@ -34,6 +34,7 @@ struct Manifest {
   uint64_t step = 0, seed = 0;
   int batch_size = 0;
   std::string numerics;  // Backend::numerics() of the run
+  std::string plans{};   // Backend::plans(), which a resumed run makes again
   std::map<std::string, std::map<std::string, std::string>> hashes;  // by file, by tensor
 };
 

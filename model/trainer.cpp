@@ -6,6 +6,7 @@
 
 #include "engine/memory.h"
 #include "engine/optimizer.h"
+#include "model/device.h"
 #include "model/objective.h"
 
 namespace ddpm {
@@ -18,7 +19,7 @@ TrainingGraph build_training_graph(Backend& backend, const UNetConfig& unet,
   Graph& g = t.graph;
   const Shape s{options.batch_size, unet.sample_height, unet.sample_width, unet.in_channels};
   const int count = static_cast<int>(image_count);
-  t.images = g.persistent({count, s.h, s.w, s.c}, DType::kU8, "images");
+  t.images = g.held({count, s.h, s.w, s.c}, DType::kU8, "images");
   if (unet.num_class_embeds) t.labels = g.persistent({1, 1, 1, count}, DType::kI32, "labels");
   t.loss_histogram = g.persistent({kLossBuckets, 1, 1, 2}, DType::kF32, "loss_histogram");
   const Objective objective = add_objective(
@@ -47,8 +48,10 @@ Trainer::Trainer(Backend& backend, const UNetConfig& unet, const SchedulerConfig
       std::vector<Arena>{Arena::kWeights, Arena::kGradients, Arena::kM, Arena::kV, Arena::kEma});
   loss_histogram_ = t.loss_histogram;
   executor_ = std::make_unique<Executor>(std::move(t.graph), store_->arenas(), options.executor);
-  executor_->upload(t.images, data.images.data());
+  // As much stays free as the step's own tensors take: previews need less.
+  data_on_host_ = executor_->hold(t.images, std::move(data.images), executor_->bytes());
   if (t.labels) executor_->upload(t.labels, data.labels.data());
+  keep_plans(backend);
 }
 
 std::vector<double> Trainer::take_loss_by_timestep() {

@@ -1,4 +1,4 @@
-// Training: one prepared list of steps over a data set resident in the backend's memory.
+// Training: one prepared list of steps over a data set that the backend can reach.
 #pragma once
 
 #include <memory>
@@ -43,17 +43,20 @@ class Trainer {
   ParamStore& store() { return *store_; }
   const ParamStore& store() const { return *store_; }
   Executor& executor() { return *executor_; }
-  // Parameter arenas, activations, data set.
+  // Whether the images did not fit into the device's memory and are read from the host's.
+  bool data_on_host() const { return data_on_host_; }
+  // Parameter arenas, activations, data set unless it is on the host.
   size_t bytes() const { return store_->bytes() + executor_->bytes(); }
 
  private:
   std::unique_ptr<ParamStore> store_;
   std::unique_ptr<Executor> executor_;
   Tensor loss_histogram_;
+  bool data_on_host_ = false;
 };
 
-// The graph of a training step, as Trainer runs it: images U8 (count,H,W,C) and labels I32 (count)
-// are persistent tensors of that name.
+// The graph of a training step, as Trainer runs it: images U8 (count,H,W,C) is a held tensor,
+// labels I32 (count) a persistent one.
 struct TrainingGraph {
   Graph graph;
   Tensor images, labels;

@@ -9,10 +9,10 @@ KernelDevice& kernel_device() {
   return device;
 }
 
-std::unique_ptr<Backend> make_kernel_backend(DType compute_type) {
-  if (kernel_device() == KernelDevice::kHost) return make_simt_backend(compute_type);
+std::unique_ptr<Backend> make_kernel_backend(DType compute_type, bool batch_invariant) {
+  if (kernel_device() == KernelDevice::kHost)
+    return make_simt_backend(compute_type, batch_invariant);
   const bool narrow = compute_type == DType::kBF16;
-  // Batch-invariant: our own convolutions, rather than a library's.
   return make_cuda_backend(
       {.precision = narrow ? Precision::kBf16 : Precision::kFp32, .batch_invariant = true}, 0);
 }

@@ -11,7 +11,8 @@ namespace ddpm::test {
 enum class KernelDevice { kHost, kGpu };
 KernelDevice& kernel_device();
 
-// compute_type kF32 (exact on a GPU as well) or kBF16.
-std::unique_ptr<Backend> make_kernel_backend(DType compute_type);
+// compute_type kF32 (exact on a GPU as well) or kBF16. A GPU's is batch-invariant in any case: then
+// our own convolutions are used, rather than a library's.
+std::unique_ptr<Backend> make_kernel_backend(DType compute_type, bool batch_invariant = false);
 
 }  // namespace ddpm::test

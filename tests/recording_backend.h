@@ -42,6 +42,9 @@ class RecordingBackend : public Backend {
     return std::make_unique<SealedMemory>(bytes);
   }
   size_t available_bytes() const override { return options_.available_bytes; }
+  std::unique_ptr<Memory> hold(std::vector<uint8_t> bytes, size_t) override {
+    return allocate(bytes.size());
+  }
   void upload(void* to, const void*, size_t) override { note("upload", {to}); }
   void download(void*, const void* from, size_t) override { note("download", {from}); }
   void fill(void* to, uint8_t, size_t) override { note("fill", {to}); }

@@ -365,3 +365,25 @@ TEST_CASE("command line: pack, then train on it", "[command_line]") {
   check_fails(run("pack " + tmp / "pictures" + " --size 8 --out " + tmp / "q.safetensors"),
               Status::kUsage, "HxW");
 }
+
+TEST_CASE("command line: bench gives each operation its least time, and a chain its end",
+          "[command_line]") {
+  const TempFolder tmp;
+  const Result ops = run("bench ops --preset tiny --batch-size 2 --steps 1 --device cpu --json " +
+                         tmp / "ops.json");
+  INFO(ops.text);
+  REQUIRE(ops.exit_code == 0);
+  CHECK(ops.says("x floor"));
+  const auto json = nlohmann::json::parse(get_bytes(tmp / "ops.json"));
+  CHECK(json["ceilings"]["bytes_per_second"] > 1e8);
+  CHECK(json["ceilings"]["multiply_adds_per_second"] > 1e8);
+  bool conv = false;
+  for (const auto& figure : json["figures"]) {
+    CHECK(figure["measured"] > 0);
+    CHECK(figure["floor"] > 0);
+    conv |= figure["name"] == "conv_wgrad ms";
+  }
+  CHECK(conv);
+  check_fails(run("bench sample --preset tiny --batch-size 1 --steps 999 --device cpu"),
+              Status::kUsage, "at most 998");
+}

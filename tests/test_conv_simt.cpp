@@ -98,6 +98,23 @@ TEST_CASE("simt.conv_dgrad: every shape", "[simt][conv]") {
   for (const ConvShape& s : kShapes) check_dgrad(*backend, make_desc(s));
 }
 
+// So many images fill a GPU without cutting the sum over channels, which one image does not.
+TEST_CASE("simt.conv_forward: batch-invariant, an image's bits do not depend on the batch",
+          "[simt][conv]") {
+  const auto backend = make_kernel_backend(DType::kBF16, true);
+  ConvDesc many = make_desc({1064, 4, 4, 128, 128, 1, 1, 1, 0, 0, 0, 0}), one = many;
+  one.x.n = 1;
+  const ConvData all(many, backend.get());
+  ConvData alone(one, backend.get());
+  const auto size = static_cast<long>(one.x.count());
+  const std::vector<float> y = forward(*backend, many, all);
+  for (const long image : {0L, 517L, 1063L}) {
+    alone.x.assign(all.x.begin() + image * size, all.x.begin() + (image + 1) * size);
+    const std::vector<float> expected(y.begin() + image * size, y.begin() + (image + 1) * size);
+    CHECK((forward(*backend, one, alone) == expected));
+  }
+}
+
 // A filter so large that no tile's halo fits in shared memory.
 TEST_CASE("simt.conv: filters beyond the tensor cores' tiles", "[simt][conv]") {
   const auto type = GENERATE(DType::kF32, DType::kBF16);

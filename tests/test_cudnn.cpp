@@ -303,8 +303,8 @@ TEST_CASE("cudnn.conv: engines compiled at run time take every addend", "[cudnn]
   CudnnConvolutions chooser(target, o);
   prepare(chooser, {ConvPass::kForward, desc});
   prepare(chooser, {ConvPass::kWgrad, desc});
-  o.table = chooser.table();
-  for (auto& [key, choice] : o.table.choices) {
+  PlanTable table = chooser.table();
+  for (auto& [key, choice] : table.choices) {
     const bool forward = key.starts_with("conv_forward");
     const auto plans = chooser.plans(forward ? ConvPass::kForward : ConvPass::kWgrad,
                                      forward ? desc : with_addends(desc, 0), 2);
@@ -316,11 +316,12 @@ TEST_CASE("cudnn.conv: engines compiled at run time take every addend", "[cudnn]
     choice = {cuda::name_of(plans[1].variant), plans[1].engine};
   }
   CudnnConvolutions conv(target, o);
+  conv.use(table);
   check_forward(conv, *backend, desc, 1);  // one rounding in all
   for (const Write write : {Write::kOverwrite, Write::kAccumulate})
     check_wgrad(conv, *backend, desc, write, 0);  // and none
   CHECK(conv.replaced() == 0);
-  CHECK((conv.table() == o.table));
+  CHECK((conv.table() == table));
 }
 
 TEST_CASE("cudnn.conv: exact fp32 has no engine that rounds more", "[cudnn]") {
@@ -441,14 +442,15 @@ TEST_CASE("cudnn.table: a second start makes the first one's choices", "[cudnn]"
   CHECK((through_text(first.table()) == first.table()));
 
   // A choice that would not be made again unasked.
-  o.table = through_text(first.table());
-  for (auto& [key, choice] : o.table.choices)
+  PlanTable table = through_text(first.table());
+  for (auto& [key, choice] : table.choices)
     if (key.starts_with("conv_dgrad"))
       choice.engine = first.plans(ConvPass::kDgrad, kAsked[2].desc, 2).at(1).engine;
-  REQUIRE_FALSE((o.table == first.table()));
+  REQUIRE_FALSE((table == first.table()));
   CudnnConvolutions again(target, o);
+  again.use(table);
   for (const Convolution& c : kAsked) prepare(again, c);
-  CHECK((again.table() == o.table));
+  CHECK((again.table() == table));
   CHECK(again.replaced() == 0);
 }
 
@@ -458,8 +460,8 @@ TEST_CASE("cudnn.table: choices that cannot be used are made anew and counted", 
   CudnnConvolutions first(target, o);
   for (const Convolution& c : kAsked) prepare(first, c);
   const auto replaced = [&](const PlanTable& table) {
-    o.table = table;
     CudnnConvolutions next(target, o);
+    next.use(table);
     for (const Convolution& c : kAsked) prepare(next, c);
     CHECK((next.table() == first.table()));
     return next.replaced();

@@ -124,6 +124,36 @@ TEST_CASE("graph: a step is device work with the same arguments every time", "[g
   }
 }
 
+TEST_CASE("graph: every product knows its multiply-adds", "[graph]") {
+  RecordingBackend backend(RecordingBackend::Options{.fused_convolution = false});
+  const TrainingGraph t = training_graph(backend, find_preset("cifar10"), 2);
+  std::map<std::string, int64_t> macs;
+  for (const Step& s : t.graph.steps()) macs[s.call.op] += s.call.macs;
+  // By hand from the network: five attentions at 16x16 and one at 4x4, whose backward is 5
+  // products, not 2; a gradient of a convolution's input or filter is as many as the convolution,
+  // but conv_in's input needs none.
+  const int64_t attention = int64_t{2} * 256 * (5 * 256 * 256 + 16 * 16);
+  const int64_t conv_in = 2 * 1024 * 9 * 3 * 128;
+  CHECK(macs["attention_forward"] == 2 * attention);
+  CHECK(macs["attention_backward"] == 5 * attention);
+  CHECK(macs["conv_wgrad"] == macs["conv_forward"]);
+  CHECK(macs["conv_dgrad"] == macs["conv_forward"] - conv_in);
+  // Linear layers: forward, dx, dw; the time embedding's own input needs no gradient.
+  const int64_t first_linear = 2 * 128 * 512;
+  const int64_t linear = (macs["gemm"] + first_linear) / 3;
+  CHECK(macs["conv_forward"] + linear + macs["attention_forward"] == t.graph.macs());
+  CHECK(macs["group_norm_backward"] == 0);
+}
+
+TEST_CASE("graph: a step's bytes are those of its tensors, each once", "[graph]") {
+  RecordingBackend backend;
+  Graph g(backend, Mode::kInference);
+  const Tensor x = g.tensor({2, 3, 5, 7}), y = g.tensor({2, 3, 5, 7}, DType::kBF16);
+  const Tensor images = g.held({100, 3, 5, 7}, DType::kU8, "images");
+  g.add({"made up", {x, images, x}, {y, x}, 0, nullptr});
+  CHECK(g.bytes_moved(g.steps()[0]) == 210 * (4 + 2));
+}
+
 TEST_CASE("graph: sampling steps are device work too", "[graph]") {
   for (const Preset& p : presets()) {
     RecordingBackend backend;

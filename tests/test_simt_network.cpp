@@ -39,7 +39,7 @@ std::unique_ptr<Backend> make_truth() {
   return make_cpu_backend({.precision = Precision::kFp32});
 }
 
-std::unique_ptr<Trainer> make(Backend& backend) {
+std::unique_ptr<Trainer> make(Backend& backend, bool eager = true) {
   TrainerOptions o;
   o.batch_size = 2;
   o.flip = true;
@@ -47,7 +47,7 @@ std::unique_ptr<Trainer> make(Backend& backend) {
   o.adam.warmup_steps = 5;
   o.adam.ema_decay = 0.9;
   o.activate_zero_layers = true;
-  o.executor.poison = true;
+  o.executor.poison = eager;  // such an executor records nothing
   auto trainer = std::make_unique<Trainer>(backend, small_unet(), SchedulerConfig{}, o,
                                            make_shapes(11, {1, 4, 8, 3}));
   trainer->initialize(7);
@@ -59,8 +59,8 @@ struct Trained {
   std::vector<float> weights, ema;
 };
 
-Trained train(Backend& backend, int steps) {
-  auto trainer = make(backend);
+Trained train(Backend& backend, int steps, bool eager = true) {
+  auto trainer = make(backend, eager);
   Trained t;
   for (int i = 0; i < steps; ++i) {
     trainer->step();
@@ -80,7 +80,7 @@ Trained train(Backend& backend, int steps) {
   return t;
 }
 
-std::vector<float> sample(Backend& backend, SamplerKind kind) {
+std::vector<float> sample(Backend& backend, SamplerKind kind, bool watched = false) {
   UNetConfig unet = small_unet();
   unet.num_class_embeds.reset();
   std::unique_ptr<ParamStore> store;
@@ -90,7 +90,13 @@ std::vector<float> sample(Backend& backend, SamplerKind kind) {
     return store->arenas();
   });
   generator.weights_changed();
-  return generator.sample(3, 0, 2);
+  int seen = 0;
+  const auto progress = [&](int done) { seen = done; };
+  auto images = generator.sample(3, 0, 2, watched ? progress : Generator::Progress{});
+  CHECK(seen == (watched ? 4 : 0));
+  // A second chain is a recording from its first step on.
+  CHECK((generator.sample(3, 0, 2) == images));
+  return images;
 }
 
 }  // namespace
@@ -133,4 +139,21 @@ TEST_CASE("simt.network: samplers in fp32 draw the CPU's images, in bf16 nearly 
     CHECK(test::relative_error(sample(*test::make_kernel_backend(DType::kBF16), kind), cpu) <=
           0.06);
   }
+}
+
+TEST_CASE("simt.network: recorded steps are the eager ones' bits, and so are two runs", "[simt]") {
+  const int steps = test::kernel_device() == test::KernelDevice::kGpu ? 200 : 3;
+  const auto backend = test::make_kernel_backend(DType::kBF16);
+  const Trained eager = train(*backend, steps);
+  for (int run = 0; run < 2; ++run) {
+    const Trained recorded = train(*backend, steps, false);
+    CHECK((recorded.weights == eager.weights));
+    CHECK((recorded.ema == eager.ema));
+    CHECK((recorded.losses == eager.losses));
+  }
+}
+
+TEST_CASE("simt.network: a chain by loops is the chain step by step", "[simt]") {
+  const auto backend = test::make_kernel_backend(DType::kBF16);
+  CHECK((sample(*backend, SamplerKind::kDdim, true) == sample(*backend, SamplerKind::kDdim)));
 }

@@ -6,7 +6,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <numeric>
+#include <optional>
 
 #include "engine/file_io.h"
 #include "engine/json.h"
@@ -15,6 +15,7 @@
 #include "model/pipeline.h"
 #include "model/presets.h"
 #include "model/trainer.h"
+#include "tools/ceilings.h"
 #include "tools/commands.h"
 #include "version.h"
 
@@ -98,8 +99,21 @@ std::vector<double> time_steps(Executor& executor, int steps) {
   return ms;
 }
 
+// Milliseconds of each of as many steps by loops; nullopt where a step is not a launch at all.
+std::optional<double> time_loops(Executor& executor, int steps) {
+  using Clock = std::chrono::steady_clock;
+  Backend& backend = executor.graph().backend();
+  if (backend.stream() == nullptr) return std::nullopt;
+  executor.steps(kWarmUp);
+  backend.synchronize();
+  const auto start = Clock::now();
+  executor.steps(steps);
+  backend.synchronize();
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count() / steps;
+}
+
 void report(const BenchArgs& args, const Model& m, Executor& executor, size_t planned,
-            const std::vector<double>& ms) {
+            const std::vector<double>& ms, std::optional<double> in_loops = {}) {
   const Graph& g = executor.graph();
   const double median = ms[ms.size() / 2];
   const double gflop = 2e-9 * static_cast<double>(g.macs()) * (g.training() ? 3 : 1);
@@ -111,6 +125,7 @@ void report(const BenchArgs& args, const Model& m, Executor& executor, size_t pl
   json["precision"] = args.device.precision;
   json["threads"] = args.device.threads;
   json["ms_per_step"] = {{"median", median}, {"min", ms.front()}, {"max", ms.back()}};
+  if (in_loops) json["ms_per_step_in_loops"] = *in_loops;
   json["images_per_second"] = 1e3 * args.batch_size / median;
   json["gflops"] = gflop / median * 1e3;
   json["planned_bytes"] = planned;
@@ -125,50 +140,82 @@ void report(const BenchArgs& args, const Model& m, Executor& executor, size_t pl
       "%s peak\n",
       median, ms.front(), ms.back(), ms.size(), 1e3 * args.batch_size / median,
       gflop / median * 1e3, bytes_text(planned).c_str(), bytes_text(peak_bytes()).c_str());
+  if (in_loops) std::printf("%.3f ms per step in loops\n", *in_loops);
 }
 
-// Each step's share: by operation, and the slowest single ones.
-void report_ops(const BenchArgs& args, Executor& executor) {
-  const int repeats = args.steps;
+// Measured and least seconds of a step, or of all of one operation.
+struct Share {
+  std::string name;
+  int calls = 0;
+  double seconds = 0, floor = 0;
+};
+
+void add_to(Share& share, double seconds, double floor) {
+  ++share.calls;
+  share.seconds += seconds;
+  share.floor += floor;
+}
+
+void sort_by_time(std::vector<Share>& shares) {
+  std::stable_sort(shares.begin(), shares.end(),
+                   [](const Share& a, const Share& b) { return a.seconds > b.seconds; });
+}
+
+void print_share(const Share& s, double total) {
+  std::printf("%10.3f %6.1f%% %10.3f %7.1f  %s", 1e3 * s.seconds, 100 * s.seconds / total,
+              1e3 * s.floor, s.seconds / s.floor, s.name.c_str());
+  if (s.calls > 1) std::printf(" (%d)", s.calls);
+  std::printf("\n");
+}
+
+// Each step's share: by operation, and the slowest single ones, beside the least they could take.
+void report_ops(const BenchArgs& args, const Model& m, Executor& executor) {
+  const Graph& g = executor.graph();
+  const Ceilings ceilings = measure_ceilings(g.backend());
   std::vector<double> warm, seconds;
   executor.step_timed(warm);
-  for (int i = 0; i < repeats; ++i) executor.step_timed(seconds);
-  const std::vector<Step>& steps = executor.graph().steps();
-  const double total = std::accumulate(seconds.begin(), seconds.end(), 0.0);
-  struct Sum {
-    int calls = 0;
-    double seconds = 0;
-  };
-  std::map<std::string, Sum> by_op;
-  std::vector<size_t> order(steps.size());
-  for (size_t i = 0; i < steps.size(); ++i) {
-    Sum& s = by_op[steps[i].call.op];
-    ++s.calls;
-    s.seconds += seconds[i];
-    order[i] = i;
+  for (int i = 0; i < args.steps; ++i) executor.step_timed(seconds);
+  Share all{.name = "all"};
+  std::map<std::string, Share> by_op;
+  std::vector<Share> single;
+  for (size_t i = 0; i < g.steps().size(); ++i) {
+    const Step& step = g.steps()[i];
+    const double floor = ceilings.floor(static_cast<double>(g.bytes_moved(step)),
+                                        static_cast<double>(step.call.macs));
+    const double own = seconds[i] / args.steps;
+    Share& op = by_op.try_emplace(step.call.op, Share{.name = step.call.op}).first->second;
+    single.push_back({.name = step.scope + ":" + step.call.op});
+    for (Share* s : {&all, &op, &single.back()}) add_to(*s, own, floor);
   }
-  std::vector<std::pair<std::string, Sum>> ops(by_op.begin(), by_op.end());
-  std::sort(ops.begin(), ops.end(),
-            [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
+  std::vector<Share> ops;
+  for (const auto& [name, share] : by_op) ops.push_back(share);
+  sort_by_time(ops);
+  sort_by_time(single);
+  single.resize(std::min<size_t>(single.size(), 25));
+
   if (!args.json.empty()) {
     nlohmann::ordered_json json;
     json["work"] = args.work;
-    json["device"] = executor.graph().backend().description();
+    json["preset"] = m.name;
     json["batch_size"] = args.batch_size;
-    for (const auto& [op, s] : ops)
-      json["figures"].push_back({{"name", op + " ms"}, {"measured", 1e3 * s.seconds / repeats}});
+    json["device"] = g.backend().description();
+    json["precision"] = args.device.precision;
+    json["commit"] = kCommit;
+    json["ceilings"] = {{"bytes_per_second", ceilings.bytes_per_second},
+                        {"multiply_adds_per_second", ceilings.macs_per_second}};
+    for (const Share& s : ops)
+      json["figures"].push_back(
+          {{"name", s.name + " ms"}, {"measured", 1e3 * s.seconds}, {"floor", 1e3 * s.floor}});
     write_file(args.json, to_text(json));
   }
-  std::printf("%-24s %6s %10s %7s\n", "operation", "calls", "ms", "share");
-  for (const auto& [op, s] : ops)
-    std::printf("%-24s %6d %10.3f %6.1f%%\n", op.c_str(), s.calls, 1e3 * s.seconds / repeats,
-                100 * s.seconds / total);
-  std::printf("%-24s %6zu %10.3f\n\n", "all", steps.size(), 1e3 * total / repeats);
-  std::sort(order.begin(), order.end(),
-            [&](size_t a, size_t b) { return seconds[a] > seconds[b]; });
-  for (size_t i = 0; i < std::min<size_t>(order.size(), 25); ++i)
-    std::printf("%10.3f ms  %s:%s\n", 1e3 * seconds[order[i]] / repeats,
-                steps[order[i]].scope.c_str(), steps[order[i]].call.op);
+  std::printf("%s, batch %d, %s\nfloors: %.1f GB/s, %.0f GFLOP/s of direct multiply-adds\n\n",
+              m.name.c_str(), args.batch_size, g.backend().description().c_str(),
+              1e-9 * ceilings.bytes_per_second, 2e-9 * ceilings.macs_per_second);
+  std::printf("%10s %7s %10s %7s  %s\n", "ms", "share", "floor ms", "x floor", "operation (calls)");
+  for (const Share& s : ops) print_share(s, all.seconds);
+  print_share(all, all.seconds);
+  std::printf("\n");
+  for (const Share& s : single) print_share(s, all.seconds);
 }
 
 }  // namespace
@@ -178,14 +225,20 @@ void run_bench(const BenchArgs& args) {
   const std::unique_ptr<Backend> backend = open_backend(args.device);
   if (args.work == "sample") {
     const Sampling s = make_sampling(m, args, *backend);
+    const int most = s.generator->steps() - kWarmUp;
+    if (args.steps > most)
+      fail(Status::kUsage, "--steps %d: a chain has %d, of which %d warm up; at most %d",
+           args.steps, s.generator->steps(), kWarmUp, most);
     Executor& executor = s.generator->executor();
     const std::vector<double> ms = time_steps(executor, args.steps);
-    report(args, m, executor, s.store->bytes() + s.generator->bytes(), ms);
+    s.generator->begin(0, 0);  // the chain from its start
+    report(args, m, executor, s.store->bytes() + s.generator->bytes(), ms,
+           time_loops(executor, args.steps));
     return;
   }
   const std::unique_ptr<Trainer> trainer = make_trainer(m, args, *backend);
   if (args.work == "ops") {
-    report_ops(args, trainer->executor());
+    report_ops(args, m, trainer->executor());
     return;
   }
   const std::vector<double> ms = time_steps(trainer->executor(), args.steps);

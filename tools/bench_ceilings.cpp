@@ -9,6 +9,7 @@
 
 #include "engine/file_io.h"
 #include "engine/json.h"
+#include "tools/ceilings.h"
 #include "tools/commands.h"
 
 namespace ddpm::tools {
@@ -57,30 +58,33 @@ std::unique_ptr<Memory> random_memory(Backend& backend, int count) {
 
 }  // namespace
 
+Ceilings measure_ceilings(Backend& backend) {
+  const DType type = backend.compute_type();
+  const bool gpu = backend.stream() != nullptr;
+  const int count = gpu ? 1 << 29 : 1 << 25, size = gpu ? 8192 : 2048;
+  Ceilings c{.copied = static_cast<size_t>(count) * size_of(type), .size = size};
+  {
+    const auto from = random_memory(backend, count), to = random_memory(backend, count);
+    c.bytes_per_second = 2.0 * static_cast<double>(c.copied) /
+                         time_call(backend, backend.copy(count, {0}, {1}, Write::kOverwrite),
+                                   {from->data(), to->data()});
+  }
+  const auto a = random_memory(backend, size * size), b = random_memory(backend, size * size);
+  const auto product = random_memory(backend, size * size);
+  const GemmDesc g{.m = size, .n = size, .k = size, .transpose_b = true, .in = type, .out = type};
+  c.macs_per_second = 1.0 * size * size * size /
+                      time_call(backend, backend.gemm(g, {0}, {1}, {}, {}, {2}, Write::kOverwrite),
+                                {a->data(), b->data(), product->data()});
+  return c;
+}
+
 void run_bench_ceilings(const BenchArgs& args) {
   const std::unique_ptr<Backend> backend = open_backend(args.device);
-  const DType type = backend->compute_type();
-  const bool gpu = backend->stream() != nullptr;
-  const int count = gpu ? 1 << 29 : 1 << 26, size = gpu ? 8192 : 2048;
-
-  double copy = 0, product = 0;
-  {
-    const auto from = random_memory(*backend, count), to = random_memory(*backend, count);
-    copy = time_call(*backend, backend->copy(count, {0}, {1}, Write::kOverwrite),
-                     {from->data(), to->data()});
-  }
-  {
-    const auto a = random_memory(*backend, size * size), b = random_memory(*backend, size * size);
-    const auto c = random_memory(*backend, size * size);
-    const GemmDesc g{.m = size, .n = size, .k = size, .transpose_b = true, .in = type, .out = type};
-    product = time_call(*backend, backend->gemm(g, {0}, {1}, {}, {}, {2}, Write::kOverwrite),
-                        {a->data(), b->data(), c->data()});
-  }
-  const double bytes = 2.0 * count * static_cast<double>(size_of(type));
-  const double rate = bytes / copy * 1e-9, flops = 2.0 * size * size * size / product * 1e-9;
+  const Ceilings c = measure_ceilings(*backend);
+  const double rate = c.bytes_per_second * 1e-9, flops = 2e-9 * c.macs_per_second;
   std::printf("%s\ncopy of %s: %.1f GB/s read and written\nproduct of %d^3, %s: %.0f GFLOP/s\n",
-              backend->description().c_str(), bytes_text(static_cast<size_t>(bytes / 2)).c_str(),
-              rate, size, name_of(type), flops);
+              backend->description().c_str(), bytes_text(c.copied).c_str(), rate, c.size,
+              name_of(backend->compute_type()), flops);
   if (args.json.empty()) return;
   nlohmann::ordered_json json;
   json["work"] = args.work;

@@ -30,12 +30,25 @@ check_ptxas() {
   if command -v nvcc >/dev/null; then tools/check_ptxas.sh; fi
 }
 
+# As on a machine with a GPU, from .deps alone: no header of a package may come from the system.
+build_for_gpu() {
+  if ! command -v nvcc >/dev/null; then return; fi
+  tools/fetch_deps.sh
+  DDPM_BUILD_DIR=$build/gpu DDPM_GPU_OUT=$build/gpu-out tools/gpu_validate.sh configure build
+  if ninja -C "$build/gpu" -t deps |
+    grep -E '/usr/include/(boost|catch2|CLI|hwy|nlohmann|dnnl|png|jpeg|xxhash|zip)'; then
+    echo "test.sh: the build from .deps has read these headers of the system" >&2
+    return 1
+  fi
+}
+
 group "format" check_format
 group "build" tools/build.sh -DDDPM_WERROR=ON -DDDPM_TESTS=ON \
   "-DCMAKE_CUDA_ARCHITECTURES=80-real;90a-real"
 group "resources of the CUDA kernels" check_ptxas
 group "coverage of the CUDA kernels on the host" "$build/ddpm_tests" --simt-coverage
 group "build with sanitizers" build_sanitized
+group "build as on a machine with a GPU" build_for_gpu
 group "tests with sanitizers" env UBSAN_OPTIONS=print_stacktrace=1 \
   ctest --test-dir "$build/sanitized" --output-on-failure
 echo "== tests"

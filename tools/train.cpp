@@ -127,6 +127,9 @@ void Run::prepare(const TrainArgs& args) {
   }
   data_description_ = data.description;
 
+  const std::string plans = start.empty() ? std::string() : read_manifest(start).plans;
+  if (!plans.empty()) backend_->use_plans(plans);
+
   TrainerOptions options;
   options.batch_size = train().batch_size;
   options.flip = train().flip;
@@ -143,7 +146,7 @@ void Run::prepare(const TrainArgs& args) {
     state.step = m.step;
     trainer_->set_state(state);
     first_step_ = m.step;
-    if (m.numerics != backend_->numerics())
+    if (m.numerics != backend_->numerics() || !backend_->plans_kept())
       std::fprintf(stderr, "note: this run began as \"%s\" and goes on as \"%s\": not bit-exact\n",
                    m.numerics.c_str(), backend_->numerics().c_str());
   }
@@ -164,7 +167,9 @@ void Run::print_header(const std::string& start) const {
   std::fprintf(stderr, "model    %s parameters, images %dx%dx%d\n",
                grouped(trainer_->store().params().count()).c_str(), config_.unet.sample_height,
                config_.unet.sample_width, config_.unet.in_channels);
-  std::fprintf(stderr, "data     %s\n", data_description_.c_str());
+  std::fprintf(
+      stderr, "data     %s%s\n", data_description_.c_str(),
+      trainer_->data_on_host() ? ", read from the host's memory: larger than the device's" : "");
   std::fprintf(stderr,
                "memory   %s planned: %s parameters and optimizer, %s activations and data, "
                "%s previews\n",
@@ -261,6 +266,7 @@ void Run::save(uint64_t step, Progress& progress) {
   m.seed = train().seed;
   m.batch_size = train().batch_size;
   m.numerics = backend_->numerics();
+  m.plans = backend_->plans();
   make_folders(out_ + "/checkpoints");
   const std::string folder = checkpoint_folder(out_, step);
   save_checkpoint(folder, config_.unet, config_.scheduler, trainer_->store(), m);

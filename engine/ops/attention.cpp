@@ -14,13 +14,15 @@ Tensor attention(Graph& g, Tensor qkv, int heads) {
       .n = s.n, .tokens = static_cast<int>(s.pixels()), .heads = heads, .head_dim = width / heads};
   const Tensor o = g.activation({s.n, s.h, s.w, width});
   const Tensor lse = g.training() ? g.tensor({s.n, heads, 1, d.tokens}) : Tensor{};
-  g.count_macs(int64_t{2} * d.n * d.tokens * d.tokens * width);
+  const int64_t product = int64_t{d.n} * d.tokens * d.tokens * width;
+  g.count_macs(2 * product);
   g.set_requires_grad(o, true);
-  g.add(g.backend().attention_forward(d, qkv, o, lse));
+  g.add_product(g.backend().attention_forward(d, qkv, o, lse), 2 * product);
   g.on_backward([=](Graph& g) {
     const GradOut dqkv = g.grad_out(qkv);
     DDPM_CHECK(dqkv.write == Write::kOverwrite, "attention must be the only reader of qkv");
-    g.add(g.backend().attention_backward(d, qkv, o, lse, g.grad(o), dqkv.tensor));
+    g.add_product(g.backend().attention_backward(d, qkv, o, lse, g.grad(o), dqkv.tensor),
+                  5 * product);
   });
   return o;
 }

@@ -9,6 +9,11 @@ struct Filter {
   Tensor weight, bias;
 };
 
+// Of one pass over a convolution with this filter.
+int64_t multiply_adds(Graph& g, const Filter& f, Tensor y) {
+  return g.shape(y).count() * (g.shape(f.weight).count() / g.shape(f.weight).n);
+}
+
 Filter define_filter(Graph& g, const std::string& name, const Shape& shape, Init init) {
   const Graph::Scope scope(g, name);
   const std::string key = g.scope();
@@ -92,7 +97,8 @@ bool add_fused(Graph& g, const View& x, const Filter& f, const Filter& shortcut,
   const Tensor stats = g.tensor({1, 1, 1, static_cast<int>(StatsDesc{d.y()}.count())});
   if (!g.backend().conv_forward(d, slots, y, stats)) return false;
   slots.filter = packed_filter(g, d, ConvPass::kForward, f.weight);
-  g.add(*g.backend().conv_forward(d, slots, y, stats));
+  g.add_product(*g.backend().conv_forward(d, slots, y, stats),
+                multiply_adds(g, f, y) + (shortcut.weight ? multiply_adds(g, shortcut, y) : 0));
   g.set_statistics(y, stats);
   return true;
 }
@@ -115,7 +121,7 @@ void add_composite(Graph& g, const View& x, const Filter& f, const Filter& short
   slots.filter = packed_filter(g, d, ConvPass::kForward, f.weight);
   const auto call = g.backend().conv_forward(d, slots, y, {});
   DDPM_CHECK(call.has_value(), "the backend declines a plain convolution");
-  g.add(*call);
+  g.add_product(*call, multiply_adds(g, f, y));
 }
 
 // dx = conv^T(dy), dw = sum over pixels of dy x, of one filter. `x` is written out again.
@@ -135,7 +141,7 @@ void add_filter_gradients(Graph& g, const View& x, const Filter& f, const ConvOp
       call = backend.conv_wgrad(d, slots, dy, dw.tensor, dw.write);
     }
     DDPM_CHECK(call.has_value(), "the backend declines a plain weight gradient");
-    g.add(*call);
+    g.add_product(*call, multiply_adds(g, f, dy));
   }
   if (!g.requires_grad(x.value)) return;
   ConvSlots slots;
@@ -143,7 +149,7 @@ void add_filter_gradients(Graph& g, const View& x, const Filter& f, const ConvOp
   const GradOut dx = g.grad_out(x.value);
   const auto call = backend.conv_dgrad(d, slots, dy, dx.tensor, dx.write);
   DDPM_CHECK(call.has_value(), "the backend declines a plain input gradient");
-  g.add(*call);
+  g.add_product(*call, multiply_adds(g, f, dy));
 }
 
 // db[k] = sum over n and pixels of dy; dsample_bias[n,k] = sum over pixels.
@@ -180,8 +186,8 @@ Tensor conv(Graph& g, const View& x, const std::string& name, const ConvOptions&
   const Graph::Scope scope(g, name);
   const Shape out = plain_desc(g, x, o).y();
   const Tensor y = g.activation(out);
-  g.count_macs(out.count() * o.kernel * o.kernel * in.c);
-  if (o.shortcut.value) g.count_macs(out.count() * g.shape(o.shortcut.value).c);
+  g.count_macs(multiply_adds(g, f, y));
+  if (shortcut.weight) g.count_macs(multiply_adds(g, shortcut, y));
   g.set_requires_grad(y, true);
   for (Tensor addend : {o.residual, o.shortcut.value})
     DDPM_CHECK(!addend || g.shape(addend).pixels() == out.pixels(), "conv %s: addend %s on %s",

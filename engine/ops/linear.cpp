@@ -24,24 +24,27 @@ Tensor linear(Graph& g, const View& x, const std::string& name,
     return type == DType::kF32 ? t : g.compute_weight(t);
   };
   const Tensor y = g.tensor({in.n, in.h, in.w, k}, type);
-  g.count_macs(int64_t{rows} * k * in.c);
+  const int64_t macs = int64_t{rows} * k * in.c;
+  g.count_macs(macs);
   g.set_requires_grad(y, true);
   GemmDesc forward{.m = rows, .n = k, .k = in.c, .transpose_b = true, .bias = true};
   forward.in = forward.out = type;
   forward.residual = static_cast<bool>(o.residual);
-  g.add(g.backend().gemm(forward, materialize(g, x), read(g, w), read(g, b), o.residual, y,
-                         Write::kOverwrite));
+  g.add_product(g.backend().gemm(forward, materialize(g, x), read(g, w), read(g, b), o.residual, y,
+                                 Write::kOverwrite),
+                macs);
 
   g.on_backward([=, residual = o.residual](Graph& g) {
     const Tensor dy = g.grad(y);
     const GradOut db = g.grad_out(b), dw = g.grad_out(w);
     g.add(g.backend().row_sum(rows, k, k, 0, type, dy, db.tensor, db.write));
     const GemmDesc wgrad{.m = k, .n = in.c, .k = rows, .transpose_a = true, .in = type};
-    g.add(g.backend().gemm(wgrad, dy, materialize(g, x), {}, {}, dw.tensor, dw.write));
+    g.add_product(g.backend().gemm(wgrad, dy, materialize(g, x), {}, {}, dw.tensor, dw.write),
+                  macs);
     if (g.requires_grad(x.value)) {
       const GradOut dx = g.grad_out(x.value);
       const GemmDesc dgrad{.m = rows, .n = in.c, .k = k, .in = type, .out = type};
-      g.add(g.backend().gemm(dgrad, dy, read(g, w), {}, {}, dx.tensor, dx.write));
+      g.add_product(g.backend().gemm(dgrad, dy, read(g, w), {}, {}, dx.tensor, dx.write), macs);
     }
     if (residual) g.pass_grad(y, residual);
   });

@@ -49,6 +49,16 @@ class HostMemory final : public Memory {
   void* data_;
 };
 
+class HeldBytes final : public Memory {
+ public:
+  explicit HeldBytes(std::vector<uint8_t> bytes) : bytes_(std::move(bytes)) {}
+  void* data() const override { return const_cast<uint8_t*>(bytes_.data()); }
+  size_t size() const override { return bytes_.size(); }
+
+ private:
+  std::vector<uint8_t> bytes_;
+};
+
 const char* instruction_set() {
   const int64_t targets = hwy::SupportedTargets();
   if (targets & HWY_AVX3) return "AVX-512";
@@ -83,6 +93,9 @@ std::string CpuBackend::numerics() const {
 
 std::unique_ptr<Memory> CpuBackend::allocate(size_t bytes) {
   return std::make_unique<HostMemory>(bytes, budget_);
+}
+std::unique_ptr<Memory> CpuBackend::hold(std::vector<uint8_t> bytes, size_t) {
+  return std::make_unique<HeldBytes>(std::move(bytes));
 }
 size_t CpuBackend::available_bytes() const { return budget_->left(available_host_memory()); }
 void CpuBackend::upload(void* device, const void* host, size_t bytes) {

@@ -20,6 +20,7 @@ class CpuBackend final : public Backend {
 
   std::unique_ptr<Memory> allocate(size_t bytes) override;
   size_t available_bytes() const override;
+  std::unique_ptr<Memory> hold(std::vector<uint8_t> bytes, size_t reserve) override;
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void fill(void* device, uint8_t byte, size_t bytes) override;

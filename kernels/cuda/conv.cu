@@ -58,7 +58,7 @@ void launch_filter_sum(void* stream, const float* partial, float* dfilter, int64
 }
 
 std::optional<Call> conv_forward(DType type, const ConvDesc& d, const ConvSlots& s, Out y,
-                                 Out statistics) {
+                                 Out statistics, bool batch_invariant) {
   const char* op = "conv_forward";
   check_conv(d, op);
   check_input(d, s, op);
@@ -78,7 +78,7 @@ std::optional<Call> conv_forward(DType type, const ConvDesc& d, const ConvSlots&
     if (in) call.reads.push_back(in);
   if (d.statistics) call.writes.push_back(statistics);
   ConvPlan plan;
-  if (type == DType::kBF16) plan = tensor_forward(d, s, y, statistics);
+  if (type == DType::kBF16) plan = tensor_forward(d, s, y, statistics, batch_invariant);
   if (!plan.run) plan = direct_forward(type, d, s, y, statistics);
   return finish(std::move(call), std::move(plan));
 }

@@ -10,8 +10,10 @@
 
 namespace ddpm::cuda {
 
-// Everything a ConvDesc can say. statistics: present as the desc says.
-std::optional<Call> conv_forward(DType, const ConvDesc&, const ConvSlots&, Out y, Out statistics);
+// Everything a ConvDesc can say. statistics: present as the desc says. batch_invariant: sums are
+// cut as for one image, however many there are, so that an image's bits do not depend on the batch.
+std::optional<Call> conv_forward(DType, const ConvDesc&, const ConvSlots&, Out y, Out statistics,
+                                 bool batch_invariant = false);
 // nullopt unless the convolution reads its input as it is; what is added behind it may be anything.
 std::optional<Call> conv_dgrad(DType, const ConvDesc&, const ConvSlots&, In dy, Out dx, Write);
 // With concatenation, transform and upsampling of the input recomputed.

@@ -391,8 +391,9 @@ size_t stage_bytes(const Cut& cut) {
   return cut.group == 3 ? stage_bytes<Gradient, 64, 3>() : stage_bytes<Gradient, 64, 1>();
 }
 
-// fused: with a transform or a shortcut.
-Cut choose_cut(const ConvTiles& t, int channels, bool fused, int k, bool gradient, bool aligned) {
+// tiles: those to fill the device with. fused: with a transform or a shortcut.
+Cut choose_cut(const ConvTiles& t, int tiles, int channels, bool fused, int k, bool gradient,
+               bool aligned) {
   Cut cut;
   const int rest = k % 128;
   cut.columns = !aligned || (rest > 0 && rest <= 64) ? 64 : 128;
@@ -407,7 +408,7 @@ Cut choose_cut(const ConvTiles& t, int channels, bool fused, int k, bool gradien
       shared_bytes<float>(size_t{kRows} * static_cast<size_t>(sums_pitch(cut.columns)));
   if (cut.shared < staged) cut.shared = staged;
   // A split keeps at least two chunks; more of them than fill the device once only cost traffic.
-  const int64_t blocks = int64_t{t.count} * ((k + cut.columns - 1) / cut.columns);
+  const int64_t blocks = int64_t{tiles} * ((k + cut.columns - 1) / cut.columns);
   const int chunks = chunks_of(channels);
   while (blocks * cut.splits * 2 <= kBlocksWanted && chunks >= cut.splits * 4) cut.splits *= 2;
   return cut;
@@ -470,13 +471,16 @@ struct Launch {
 
 }  // namespace
 
-ConvPlan tensor_forward(const ConvDesc& d, const ConvSlots& s, Out y, Out statistics) {
+ConvPlan tensor_forward(const ConvDesc& d, const ConvSlots& s, Out y, Out statistics,
+                        bool batch_invariant) {
   const bool aligned =
       d.x.c % 8 == 0 && d.c2 % 8 == 0 && d.shortcut_c % 8 == 0 && d.shortcut_c2 % 8 == 0;
   if (!aligned && (d.c2 > 0 || d.transform.any() || d.shortcut_c > 0)) return {};
   Launch plan{.tiles = forward_tiles(d, kRows), .k = d.k, .aligned = aligned};
   const bool fused = d.transform.any() || d.shortcut_c > 0;
-  plan.cut = choose_cut(plan.tiles, d.c(), fused, d.k, false, aligned);
+  const ConvTiles& t = plan.tiles;
+  const int tiles = !batch_invariant ? t.count : t.tile_images > 1 ? 1 : t.per_image;
+  plan.cut = choose_cut(t, tiles, d.c(), fused, d.k, false, aligned);
   if (!plan.fits()) return {};
   return {plan.workspace(), [=](const Run& r) {
             ConvProblem a;
@@ -494,7 +498,7 @@ ConvPlan tensor_forward(const ConvDesc& d, const ConvSlots& s, Out y, Out statis
 ConvPlan tensor_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx, Write write) {
   const bool aligned = d.x.c % 8 == 0 && d.k % 8 == 0;
   Launch plan{.tiles = dgrad_tiles(d, kRows), .k = d.x.c, .gradient = true, .aligned = aligned};
-  plan.cut = choose_cut(plan.tiles, d.k, false, d.x.c, true, aligned);
+  plan.cut = choose_cut(plan.tiles, plan.tiles.count, d.k, false, d.x.c, true, aligned);
   if (!plan.fits()) return {};
   return {plan.workspace(), [=](const Run& r) {
             ConvProblem a;

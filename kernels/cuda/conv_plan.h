@@ -163,7 +163,8 @@ struct ConvPlan {
   size_t workspace = 0;
   std::function<void(const Run&)> run;
 };
-ConvPlan tensor_forward(const ConvDesc&, const ConvSlots&, Out y, Out statistics);
+ConvPlan tensor_forward(const ConvDesc&, const ConvSlots&, Out y, Out statistics,
+                        bool batch_invariant);
 ConvPlan tensor_dgrad(const ConvDesc&, const ConvSlots&, In dy, Out dx, Write);
 ConvPlan tensor_wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write);
 ConvPlan direct_forward(DType, const ConvDesc&, const ConvSlots&, Out y, Out statistics);

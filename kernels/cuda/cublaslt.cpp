@@ -21,7 +21,11 @@ class Handle {
   }
   Handle(const Handle&) = delete;
   Handle& operator=(const Handle&) = delete;
-  T* address() { return &value_; }
+  // Empty, to be filled.
+  T* address() {
+    if (value_ != nullptr) Destroy(std::exchange(value_, nullptr));
+    return &value_;
+  }
   T get() const { return value_; }
 
  private:
@@ -58,7 +62,14 @@ struct Product {
   }
 };
 
-void choose_algorithm(cublasLtHandle_t library, const GemmDesc& g, Product& p) {
+// c = a b, of `rows` rows.
+void make_layouts(Product& p, const GemmDesc& g, int rows) {
+  make_layout(p.a, g.in, g.transpose_a ? g.k : rows, g.transpose_a ? rows : g.k, g.batch);
+  make_layout(p.b, g.in, g.transpose_b ? g.n : g.k, g.transpose_b ? g.k : g.n, g.batch);
+  make_layout(p.c, g.out, rows, g.n, g.batch);
+}
+
+void choose_algorithm(cublasLtHandle_t library, const GemmDesc& g, bool in_order, Product& p) {
   Handle<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy> preference;
   check(cublasLtMatmulPreferenceCreate(preference.address()), "preference");
   const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
@@ -66,9 +77,10 @@ void choose_algorithm(cublasLtHandle_t library, const GemmDesc& g, Product& p) {
           "preference attribute");
   };
   set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kMaxWorkspace);
-  // Partial sums are added in their order, in fp32.
+  // Partial sums are added in their order, in fp32, or there are none.
   set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-      uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
+      in_order ? uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE}
+               : uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
   // Tensors lie where the planner puts them; parameters are the least aligned.
   for (const auto attribute :
        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
@@ -86,15 +98,28 @@ void choose_algorithm(cublasLtHandle_t library, const GemmDesc& g, Product& p) {
   p.workspace = best.workspaceSize;
 }
 
+// The algorithm for a fixed number of rows serves all, so that a row's bits depend on no other.
+void choose_for_any_rows(cublasLtHandle_t library, const GemmDesc& g, Product& p) {
+  constexpr int kRows = 256;
+  make_layouts(p, g, kRows);
+  choose_algorithm(library, g, true, p);
+  make_layouts(p, g, g.m);
+  cublasLtMatmulHeuristicResult_t result{};
+  check(cublasLtMatmulAlgoCheck(library, p.operation.get(), p.b.get(), p.a.get(), p.c.get(),
+                                p.c.get(), &p.algorithm, &result),
+        "one algorithm for any number of rows");
+  p.workspace = result.workspaceSize;
+}
+
 }  // namespace
 
 struct CublasLt::Impl {
   Handle<cublasLtHandle_t, cublasLtDestroy> library;
-  bool tf32 = false;
+  CublasLtOptions options;
 };
 
-CublasLt::CublasLt(bool tf32) : impl_(std::make_shared<Impl>()) {
-  impl_->tf32 = tf32;
+CublasLt::CublasLt(const CublasLtOptions& options) : impl_(std::make_shared<Impl>()) {
+  impl_->options = options;
   check(cublasLtCreate(impl_->library.address()), "start");
 }
 
@@ -107,8 +132,9 @@ Call CublasLt::gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c, 
              "gemm: bias or residual on one side only");
   DDPM_CHECK(!g.residual || write == Write::kOverwrite, "gemm: a residual that is accumulated");
   auto p = std::make_shared<Product>();
-  const cublasComputeType_t compute =
-      g.in == DType::kF32 && impl_->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+  const cublasComputeType_t compute = g.in == DType::kF32 && impl_->options.tf32
+                                          ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                          : CUBLAS_COMPUTE_32F;
   check(cublasLtMatmulDescCreate(p->operation.address(), compute, CUDA_R_32F), "matmul");
   p->set(CUBLASLT_MATMUL_DESC_TRANSA, g.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
   p->set(CUBLASLT_MATMUL_DESC_TRANSB, g.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
@@ -116,10 +142,12 @@ Call CublasLt::gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c, 
     p->set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
     p->set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(g.out));
   }
-  make_layout(p->a, g.in, g.transpose_a ? g.k : g.m, g.transpose_a ? g.m : g.k, g.batch);
-  make_layout(p->b, g.in, g.transpose_b ? g.n : g.k, g.transpose_b ? g.k : g.n, g.batch);
-  make_layout(p->c, g.out, g.m, g.n, g.batch);
-  choose_algorithm(impl_->library.get(), g, *p);
+  if (impl_->options.batch_invariant && !g.transpose_a) {
+    choose_for_any_rows(impl_->library.get(), g, *p);
+  } else {
+    make_layouts(*p, g, g.m);
+    choose_algorithm(impl_->library.get(), g, false, *p);
+  }
 
   Call call{"gemm", {a, b}, {c}, p->workspace, {}};
   if (bias) call.reads.push_back(bias);

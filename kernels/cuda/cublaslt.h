@@ -8,10 +8,14 @@
 
 namespace ddpm::cuda {
 
+struct CublasLtOptions {
+  bool tf32 = false;             // fp32 products may round their inputs to 10 bits of mantissa
+  bool batch_invariant = false;  // one algorithm per matrix b, whatever the rows of a
+};
+
 class CublasLt {
  public:
-  // tf32: fp32 products may round their inputs to 10 bits of mantissa.
-  explicit CublasLt(bool tf32);
+  explicit CublasLt(const CublasLtOptions&);
   ~CublasLt();
 
   Call gemm(const GemmDesc&, In a, In b, In bias, In residual, Out c, Write);

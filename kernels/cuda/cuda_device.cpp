@@ -1,7 +1,11 @@
 #include "kernels/cuda/cuda_device.h"
 
+#include <nvtx3/nvToolsExt.h>
+#include <nlohmann/json.hpp>
+
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/conv.h"
+#include "kernels/cuda/graph_recording.h"
 
 namespace ddpm {
 namespace cuda {
@@ -87,31 +91,26 @@ class DeviceMemory final : public Memory {
   void* data_ = nullptr;
 };
 
-class GraphRecording final : public Recording {
+// Bytes of the host that kernels read where they are.
+class PinnedBytes final : public Memory {
  public:
-  GraphRecording(void* stream, const std::function<void()>& calls) : stream_(stream_of(stream)) {
-    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "begin of a capture");
-    cudaGraph_t graph = nullptr;
-    try {
-      calls();
-    } catch (...) {
-      cudaStreamEndCapture(stream_, &graph);
-      if (graph != nullptr) cudaGraphDestroy(graph);
-      throw;
-    }
-    check(cudaStreamEndCapture(stream_, &graph), "end of a capture");
-    const cudaError_t status = cudaGraphInstantiate(&graph_, graph, 0);
-    cudaGraphDestroy(graph);
-    check(status, "instantiation of a graph");
+  explicit PinnedBytes(std::vector<uint8_t> bytes) : bytes_(std::move(bytes)) {
+    check(cudaHostRegister(bytes_.data(), bytes_.size(), cudaHostRegisterMapped),
+          "pinning of the data set in the host's memory");
+    const cudaError_t status = cudaHostGetDevicePointer(&data_, bytes_.data(), 0);
+    if (status != cudaSuccess) cudaHostUnregister(bytes_.data());
+    check(status, "the device's view of the host's memory");
   }
-  ~GraphRecording() override { cudaGraphExecDestroy(graph_); }
-  GraphRecording(const GraphRecording&) = delete;
-  GraphRecording& operator=(const GraphRecording&) = delete;
-  void launch() override { check(cudaGraphLaunch(graph_, stream_), "launch of a graph"); }
+  ~PinnedBytes() override { cudaHostUnregister(bytes_.data()); }
+  PinnedBytes(const PinnedBytes&) = delete;
+  PinnedBytes& operator=(const PinnedBytes&) = delete;
+  void* data() const override { return data_; }
+  size_t size() const override { return bytes_.size(); }
+  bool on_host() const override { return true; }
 
  private:
-  cudaStream_t stream_;
-  cudaGraphExec_t graph_ = nullptr;
+  std::vector<uint8_t> bytes_;
+  void* data_ = nullptr;
 };
 
 }  // namespace
@@ -143,7 +142,8 @@ CudaDevice::CudaDevice(const BackendOptions& options, int device)
   stream_ = stream;
   entered_ = make_event();
   left_ = make_event();
-  cublas_ = std::make_unique<CublasLt>(options.precision == Precision::kTf32);
+  cublas_ = std::make_unique<CublasLt>(
+      CublasLtOptions{options.precision == Precision::kTf32, options.batch_invariant});
   CudnnConvOptions conv;
   conv.compute_type = compute_type();
   conv.exact_fp32 = options.precision == Precision::kFp32;
@@ -173,10 +173,27 @@ std::string CudaDevice::numerics() const {
                 cuda_libraries().c_str());
 }
 
+std::string CudaDevice::plans() const { return to_json(cudnn_->table()).dump(); }
+
+void CudaDevice::use_plans(const std::string& text) {
+  cudnn_->use(plan_table_from_json(nlohmann::json::parse(text, nullptr, false), "plans"));
+}
+
+bool CudaDevice::plans_kept() const { return cudnn_->replaced() == 0; }
+
 std::unique_ptr<Memory> CudaDevice::allocate(size_t bytes) {
   use();
   auto memory = std::make_unique<DeviceMemory>(device_, bytes, budget_);
   fill(memory->data(), 0, bytes);
+  return memory;
+}
+
+std::unique_ptr<Memory> CudaDevice::hold(std::vector<uint8_t> bytes, size_t reserve) {
+  const size_t available = available_bytes();
+  if (available < reserve || available - reserve < bytes.size())
+    return std::make_unique<PinnedBytes>(std::move(bytes));
+  auto memory = allocate(bytes.size());
+  upload(memory->data(), bytes.data(), bytes.size());
   return memory;
 }
 
@@ -228,9 +245,12 @@ void CudaDevice::leave(void* callers_stream) {
 
 void CudaDevice::synchronize() { check(cudaStreamSynchronize(stream_of(stream_)), "a kernel"); }
 
+void CudaDevice::begin_range(const char* name) { nvtxRangePushA(name); }
+void CudaDevice::end_range() { nvtxRangePop(); }
+
 std::unique_ptr<Recording> CudaDevice::record(const std::function<void()>& calls) {
   use();
-  return std::make_unique<GraphRecording>(stream_, calls);
+  return record_graph(stream_, calls);
 }
 
 bool CudaDevice::by_library(const ConvDesc& d) const {
@@ -250,7 +270,7 @@ std::optional<Call> CudaDevice::conv_forward(const ConvDesc& d, const ConvSlots&
                                              Out statistics) {
   if (by_library(d)) return cudnn_->forward(d, s, y);
   if (!options_.batch_invariant) return std::nullopt;
-  return cuda::conv_forward(compute_type(), d, s, y, statistics);
+  return cuda::conv_forward(compute_type(), d, s, y, statistics, true);
 }
 
 std::optional<Call> CudaDevice::conv_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,

@@ -18,9 +18,13 @@ class CudaDevice final : public CudaBackend {
   std::string name() const override { return "cuda"; }
   std::string description() const override;
   std::string numerics() const override;
+  std::string plans() const override;
+  void use_plans(const std::string&) override;
+  bool plans_kept() const override;
 
   std::unique_ptr<Memory> allocate(size_t bytes) override;
   size_t available_bytes() const override;
+  std::unique_ptr<Memory> hold(std::vector<uint8_t> bytes, size_t reserve) override;
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void fill(void* device, uint8_t byte, size_t bytes) override;
@@ -30,6 +34,8 @@ class CudaDevice final : public CudaBackend {
   void* stream() const override { return stream_; }
   void enter(void* callers_stream) override;
   void leave(void* callers_stream) override;
+  void begin_range(const char* name) override;
+  void end_range() override;
   std::unique_ptr<Recording> record(const std::function<void()>& calls) override;
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override { return 0; }

@@ -239,6 +239,11 @@ CudnnConvolutions::CudnnConvolutions(CudnnTarget target, CudnnConvOptions option
   table_.library = "cuDNN " + cudnn_version() + ", " + options_.device;
 }
 
+void CudnnConvolutions::use(PlanTable given) {
+  given_ = std::move(given);
+  replaced_ = 0;
+}
+
 std::optional<Call> CudnnConvolutions::forward(const ConvDesc& d, const ConvSlots& s, Out y) {
   check(d, "conv_forward");
   if (!takes(d)) return std::nullopt;
@@ -341,10 +346,10 @@ std::vector<ConvPlan> CudnnConvolutions::plans(ConvPass pass, const ConvDesc& d,
 // The choice of the given table, if it can be made again.
 std::optional<ConvPlan> CudnnConvolutions::recall(ConvPass pass, const ConvDesc& d,
                                                   const std::string& key) {
-  const auto entry = options_.table.choices.find(key);
-  if (entry == options_.table.choices.end()) return std::nullopt;
+  const auto entry = given_.choices.find(key);
+  if (entry == given_.choices.end()) return std::nullopt;
   for (const ConvVariant v : variants(pass, d, options_.compute_type)) {
-    if (options_.table.library != table_.library || entry->second.variant != name_of(v)) continue;
+    if (given_.library != table_.library || entry->second.variant != name_of(v)) continue;
     try {
       const CudnnEngine& engine = entry->second.engine;
       CudnnGraph g(target_, key);

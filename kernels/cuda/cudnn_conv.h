@@ -31,7 +31,6 @@ struct CudnnConvOptions {
   size_t workspace_limit = size_t{1} << 30;  // bytes, of one engine
   double tuning_seconds = 0;  // for measuring on a live target, in all; 0 = never measure
   std::string device;         // its name: another one's choices are not reused
-  PlanTable table{};          // choices of an earlier start
 };
 
 enum class ConvVariant { kPlain, kEpilogue, kFused };
@@ -61,7 +60,9 @@ class CudnnConvolutions {
 
   // All choices made so far.
   const PlanTable& table() const { return table_; }
-  // Of the given table's choices that were asked for, those that could not be used again.
+  // Choices of an earlier start, to be made again.
+  void use(PlanTable given);
+  // Of them, those that were asked for and could not be made again.
   int replaced() const { return replaced_; }
 
   // What could be chosen for a pass, the best guess first; at most `most` of them. All are
@@ -79,7 +80,7 @@ class CudnnConvolutions {
 
   CudnnTarget target_;
   CudnnConvOptions options_;
-  PlanTable table_;
+  PlanTable table_, given_;
   int replaced_ = 0;
   double tuned_seconds_ = 0;
   std::map<std::string, ConvPlan> chosen_;

@@ -56,6 +56,22 @@ void store(const ref::Vector& v, void* data, DType type, Write write) {
   }
 }
 
+// A recording as the engine sees one: the calls, made again.
+class Replay final : public Recording {
+ public:
+  explicit Replay(std::function<void()> calls) : calls_(std::move(calls)) {}
+  void launch() override { calls_(); }
+  void launch_loop(int times) override {
+    for (int i = 0; i < times; ++i, ++runs_) calls_();
+  }
+  int64_t loop_runs() const override { return runs_; }
+  void stop_loops() override {}
+
+ private:
+  std::function<void()> calls_;
+  int64_t runs_ = 0;
+};
+
 std::vector<In> present(std::initializer_list<In> slots) {
   std::vector<In> v(slots);
   std::erase_if(v, [](In s) { return !s; });
@@ -64,7 +80,8 @@ std::vector<In> present(std::initializer_list<In> slots) {
 
 class SimtBackend final : public cuda::CudaBackend {
  public:
-  using CudaBackend::CudaBackend;
+  SimtBackend(DType compute_type, bool batch_invariant)
+      : CudaBackend(compute_type), batch_invariant_(batch_invariant) {}
 
   std::string name() const override { return "simt"; }
   std::string description() const override { return "CUDA kernels on the host"; }
@@ -74,6 +91,11 @@ class SimtBackend final : public cuda::CudaBackend {
     return std::make_unique<SimtMemory>(bytes);
   }
   size_t available_bytes() const override { return size_t{1} << 40; }
+  std::unique_ptr<Memory> hold(std::vector<uint8_t> bytes, size_t) override {
+    auto memory = allocate(bytes.size());
+    upload(memory->data(), bytes.data(), bytes.size());
+    return memory;
+  }
   void upload(void* device, const void* host, size_t bytes) override {
     std::memcpy(device, host, bytes);
   }
@@ -87,7 +109,9 @@ class SimtBackend final : public cuda::CudaBackend {
   void* stream() const override { return nullptr; }
   void enter(void*) override {}
   void leave(void*) override {}
-  std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
+  std::unique_ptr<Recording> record(const std::function<void()>& calls) override {
+    return std::make_unique<Replay>(calls);
+  }
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override { return 0; }
   Call conv_pack(const ConvDesc&, ConvPass, In, Out) override {
@@ -95,7 +119,7 @@ class SimtBackend final : public cuda::CudaBackend {
   }
   std::optional<Call> conv_forward(const ConvDesc& d, const ConvSlots& s, Out y,
                                    Out statistics) override {
-    return cuda::conv_forward(compute_type(), d, s, y, statistics);
+    return cuda::conv_forward(compute_type(), d, s, y, statistics, batch_invariant_);
   }
   std::optional<Call> conv_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
                                  Write write) override {
@@ -116,12 +140,15 @@ class SimtBackend final : public cuda::CudaBackend {
               store(ref::gemm(g, x, w, add, more), r.out<void>(c), g.out, write);
             }};
   }
+
+ private:
+  bool batch_invariant_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_simt_backend(DType compute_type) {
-  return std::make_unique<SimtBackend>(compute_type);
+std::unique_ptr<Backend> make_simt_backend(DType compute_type, bool batch_invariant) {
+  return std::make_unique<SimtBackend>(compute_type, batch_invariant);
 }
 
 }  // namespace ddpm::test

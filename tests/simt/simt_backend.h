@@ -8,7 +8,7 @@
 
 namespace ddpm::test {
 
-// compute_type kF32 or kBF16.
-std::unique_ptr<Backend> make_simt_backend(DType compute_type);
+// compute_type kF32 or kBF16. batch_invariant: as BackendOptions'.
+std::unique_ptr<Backend> make_simt_backend(DType compute_type, bool batch_invariant = false);
 
 }  // namespace ddpm::test
