@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a clone to pictures: builds the program, trains the `tiny` preset on the built-in shapes for
-# under four minutes (the second half at a falling rate, which straightens edges and cleans
+# four to seven minutes (the second half at a falling rate, which straightens edges and cleans
 # colours), samples 64 images and prints the path of the grid. SEED=1 draws others from the same
 # model.
 set -euo pipefail
