@@ -7,6 +7,7 @@
 #include "tests/reference/attention.h"
 #include "tests/reference/difference.h"
 #include "tests/simt/machine.h"
+#include "tests/simt/simt_backend.h"
 #include "tests/support.h"
 
 using namespace ddpm;
@@ -338,6 +339,16 @@ TEST_CASE("simt.attention: bits depend on neither batch nor order", "[attention]
   for (const DType type : {DType::kF32, DType::kBF16})
     for (const AttentionDesc& d : {AttentionDesc{2, 70, 1, 40}, {3, 16, 2, 13}, {2, 16, 1, 256}})
       check_last_image(*test::make_kernel_backend(type), d);
+}
+
+// At 256 columns another kernel is taken there; at 512 the tensor cores' do not fit at all.
+TEST_CASE("simt.attention: what an A100 has of shared memory is enough", "[attention]") {
+  constexpr size_t kA100 = 163 * 1024;
+  simt::options().max_shared = kA100;
+  const auto backend = test::make_simt_backend(DType::kBF16, false, kA100);
+  for (const AttentionDesc& d : {AttentionDesc{1, 70, 2, 40}, {1, 80, 1, 256}, {1, 16, 1, 512}})
+    check_shape(*backend, d, 2);
+  simt::options() = {};
 }
 
 namespace {

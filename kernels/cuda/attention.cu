@@ -1,5 +1,5 @@
 // Attention's calls. The kernels are in attention_forward.cu and attention_backward.cu (tensor
-// cores) and attention_plain.cu (fp32, and heads that are no multiple of 8 wide); here is the
+// cores) and attention_plain.cu (fp32, and heads that those cannot take); here is the
 // backward pass's first step, delta = do . o of every query, which reads do and o once and is
 // limited by memory.
 #include "kernels/cuda/attention.h"
@@ -60,10 +60,9 @@ AttentionProblem problem(const char* op, const AttentionDesc& d) {
 }
 
 template <typename T>
-Call backward_call(const AttentionProblem& p, bool tensor, In qkv, In o, In lse, In d_o, Out dqkv) {
-  AttentionBackward<T> backward = plain_attention_backward<T>;
-  if constexpr (sizeof(T) == sizeof(bf16))
-    if (tensor) backward = tensor_attention_backward(p.head_dim);
+Call backward_call(const AttentionProblem& p, AttentionBackward<T> tensor, In qkv, In o, In lse,
+                   In d_o, Out dqkv) {
+  const AttentionBackward<T> backward = tensor != nullptr ? tensor : plain_attention_backward<T>;
   return {"attention_backward",
           {qkv, o, lse, d_o},
           {dqkv},
@@ -71,7 +70,7 @@ Call backward_call(const AttentionProblem& p, bool tensor, In qkv, In o, In lse,
           [=](const Run& r) {
             const auto stats = static_cast<float*>(r.workspace);
             compute_stats(p, r.in<T>(o), r.in<T>(d_o), r.in<float>(lse), stats,
-                          tensor ? kLog2E : 1.0f, r.stream);
+                          tensor != nullptr ? kLog2E : 1.0f, r.stream);
             backward(p, r.in<T>(qkv), r.in<T>(d_o), stats, r.out<T>(dqkv), r.stream);
           }};
 }
@@ -85,9 +84,10 @@ Call CudaBackend::attention_forward(const AttentionDesc& d, In qkv, Out o, Out l
   std::vector<Out> writes{o};
   if (lse) writes.push_back(lse);
   return dispatch(type_, [&]<typename T>(T) -> Call {
-    AttentionForward<T> forward = plain_attention_forward<T>;
+    AttentionForward<T> forward = nullptr;
     if constexpr (sizeof(T) == sizeof(bf16))
-      if (on_tensor_cores(type_, d)) forward = tensor_attention_forward(p.head_dim);
+      if (on_tensor_cores(type_, d)) forward = tensor_attention_forward(p.head_dim, shared_bytes_);
+    if (forward == nullptr) forward = plain_attention_forward<T>;
     return {"attention_forward", {qkv}, writes, 0, [=](const Run& r) {
               forward(p, r.in<T>(qkv), r.out<T>(o), r.out<float>(lse), r.stream);
             }};
@@ -101,7 +101,10 @@ Call CudaBackend::attention_backward(const AttentionDesc& d, In qkv, In o, In ls
              "attention_backward: %d tokens, %d heads of %d: a tensor is missing", d.tokens,
              d.heads, d.head_dim);
   return dispatch(type_, [&]<typename T>(T) {
-    return backward_call<T>(p, on_tensor_cores(type_, d), qkv, o, lse, d_o, dqkv);
+    AttentionBackward<T> tensor = nullptr;
+    if constexpr (sizeof(T) == sizeof(bf16))
+      if (on_tensor_cores(type_, d)) tensor = tensor_attention_backward(p.head_dim, shared_bytes_);
+    return backward_call<T>(p, tensor, qkv, o, lse, d_o, dqkv);
   });
 }
 

@@ -2,6 +2,7 @@
 // computing it. Units are heads of images; lse and stats have a row per unit.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/bf16.h"
@@ -45,10 +46,11 @@ template <typename T>
 using AttentionBackward = void (*)(const AttentionProblem&, const T* qkv, const T* d_o,
                                    const float* stats, T* dqkv, void* stream);
 
-// On tensor cores: head_dim a multiple of 8, at most kMaxTensorHead.
+// On tensor cores: head_dim a multiple of 8, at most kMaxTensorHead; null where a block would need
+// more than shared_bytes.
 inline constexpr int kMaxTensorHead = 512;
-AttentionForward<bf16> tensor_attention_forward(int head_dim);
-AttentionBackward<bf16> tensor_attention_backward(int head_dim);
+AttentionForward<bf16> tensor_attention_forward(int head_dim, size_t shared_bytes);
+AttentionBackward<bf16> tensor_attention_backward(int head_dim, size_t shared_bytes);
 
 // In fp32 without tensor cores, any shape.
 template <typename T>

@@ -171,18 +171,32 @@ void run(const AttentionProblem& p, const bf16* qkv, const bf16* d_o, const floa
   run_tile<Keys>(p, qkv, d_o, stats, dqkv, stream);
 }
 
+template <class Queries, class Keys>
+AttentionBackward<bf16> if_they_fit(size_t shared_bytes) {
+  const bool fit = Queries::kShared <= shared_bytes && Keys::kShared <= shared_bytes;
+  return fit ? run<Queries, Keys> : nullptr;
+}
+
 }  // namespace
 
 // At 256 columns, queries: 4 warps and 105 KB, so that two blocks share an SM; keys: the sums of 64
-// rows fill the registers of 8 warps, so the next tile is fetched behind this one instead.
-AttentionBackward<bf16> tensor_attention_backward(int head_dim) {
+// rows fill the registers of 8 warps, so the next tile is fetched behind this one instead, where
+// there is room for two (217 KB; an A100 has 163).
+AttentionBackward<bf16> tensor_attention_backward(int head_dim, size_t shared_bytes) {
   if (head_dim <= 64)
-    return run<BackwardTile<false, 64, 4, 1, 1, 64, 1>, BackwardTile<true, 64, 4, 1, 1, 64, 1>>;
+    return if_they_fit<BackwardTile<false, 64, 4, 1, 1, 64, 1>,
+                       BackwardTile<true, 64, 4, 1, 1, 64, 1>>(shared_bytes);
   if (head_dim <= 128)
-    return run<BackwardTile<false, 128, 4, 1, 1, 64, 1>, BackwardTile<true, 128, 4, 1, 2, 64, 1>>;
-  if (head_dim <= 256)
-    return run<BackwardTile<false, 256, 2, 2, 2, 32, 1>, BackwardTile<true, 256, 2, 2, 4, 64, 2>>;
-  return run<BackwardTile<false, 512, 4, 1, 2, 32, 1>, BackwardTile<true, 512, 2, 1, 4, 64, 1>>;
+    return if_they_fit<BackwardTile<false, 128, 4, 1, 1, 64, 1>,
+                       BackwardTile<true, 128, 4, 1, 2, 64, 1>>(shared_bytes);
+  if (head_dim <= 256) {
+    using Queries = BackwardTile<false, 256, 2, 2, 2, 32, 1>;
+    const auto ahead = if_they_fit<Queries, BackwardTile<true, 256, 2, 2, 4, 64, 2>>(shared_bytes);
+    if (ahead != nullptr) return ahead;
+    return if_they_fit<Queries, BackwardTile<true, 256, 2, 2, 4, 64, 1>>(shared_bytes);
+  }
+  return if_they_fit<BackwardTile<false, 512, 4, 1, 2, 32, 1>,
+                     BackwardTile<true, 512, 2, 1, 4, 64, 1>>(shared_bytes);
 }
 
 }  // namespace ddpm::cuda

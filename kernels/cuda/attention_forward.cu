@@ -176,15 +176,20 @@ void run(const AttentionProblem& p, const bf16* qkv, bf16* o, float* lse, void* 
       qkv, o, lse, p);
 }
 
+template <class Tile>
+AttentionForward<bf16> if_it_fits(size_t shared_bytes) {
+  return Tile::kShared <= shared_bytes ? run<Tile> : nullptr;
+}
+
 }  // namespace
 
 // 64 rows each: 4 warps with 32 x 128 outputs each at 256 columns, two blocks on an SM, so that one
 // computes while the other waits; at 512, 8 warps.
-AttentionForward<bf16> tensor_attention_forward(int head_dim) {
-  if (head_dim <= 64) return run<ForwardTile<64, 4, 1, 1, 4>>;
-  if (head_dim <= 128) return run<ForwardTile<128, 4, 1, 1, 3>>;
-  if (head_dim <= 256) return run<ForwardTile<256, 2, 2, 2, 2>>;
-  return run<ForwardTile<512, 2, 2, 4, 1>>;
+AttentionForward<bf16> tensor_attention_forward(int head_dim, size_t shared_bytes) {
+  if (head_dim <= 64) return if_it_fits<ForwardTile<64, 4, 1, 1, 4>>(shared_bytes);
+  if (head_dim <= 128) return if_it_fits<ForwardTile<128, 4, 1, 1, 3>>(shared_bytes);
+  if (head_dim <= 256) return if_it_fits<ForwardTile<256, 2, 2, 2, 2>>(shared_bytes);
+  return if_it_fits<ForwardTile<512, 2, 2, 4, 1>>(shared_bytes);
 }
 
 }  // namespace ddpm::cuda

@@ -10,7 +10,11 @@ namespace ddpm::cuda {
 
 class CudaBackend : public Backend {
  public:
-  explicit CudaBackend(DType compute_type) : type_(compute_type) {}
+  // shared_bytes: what a block may have of shared memory; a Hopper's unless the device has less.
+  explicit CudaBackend(DType compute_type, size_t shared_bytes = kHopperShared)
+      : type_(compute_type), shared_bytes_(shared_bytes) {}
+
+  static constexpr size_t kHopperShared = 227 * 1024;
 
   DType compute_type() const override { return type_; }
 
@@ -67,6 +71,7 @@ class CudaBackend : public Backend {
 
  private:
   DType type_;
+  size_t shared_bytes_;
 };
 
 // f(float{}) or f(bf16{}): picks an instantiation when a call is prepared.

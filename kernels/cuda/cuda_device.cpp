@@ -55,6 +55,16 @@ size_t free_bytes() {
   return available;
 }
 
+// What a block may have; a Hopper's where there is no device to ask, which the constructor reports.
+size_t shared_bytes(int device) {
+  int bytes = 0;
+  const cudaError_t status =
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status == cudaSuccess) return static_cast<size_t>(bytes);
+  cudaGetLastError();
+  return CudaBackend::kHopperShared;
+}
+
 class DeviceMemory final : public Memory {
  public:
   DeviceMemory(int device, size_t bytes, std::shared_ptr<MemoryBudget> budget)
@@ -116,7 +126,7 @@ class PinnedBytes final : public Memory {
 }  // namespace
 
 CudaDevice::CudaDevice(const BackendOptions& options, int device)
-    : CudaBackend(type_for(options.precision)),
+    : CudaBackend(type_for(options.precision), shared_bytes(device)),
       options_(options),
       device_(device),
       budget_(std::make_shared<MemoryBudget>(options.memory_budget)) {

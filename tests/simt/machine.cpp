@@ -147,7 +147,7 @@ void Machine::run(const Launch& l, const std::function<void()>& thread) {
   if (l.grid.x == 0 || l.grid.y == 0 || l.grid.z == 0 || l.grid.x > 0x7FFFFFFFu ||
       l.grid.y > 65535 || l.grid.z > 65535)
     fail(Status::kBug, "%s: a grid of %u x %u x %u", name.c_str(), l.grid.x, l.grid.y, l.grid.z);
-  if (l.shared > kMaxShared)
+  if (l.shared > simt::options().max_shared)
     fail(Status::kBug, "%s: %zu bytes of shared memory", name.c_str(), l.shared);
   if (++launches_ % 0xFFFF == 0)  // launches are told apart by 16 bits
     for (auto& [begin, extent] : extents()) extent->shadow.clear();

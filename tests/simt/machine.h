@@ -47,8 +47,9 @@ struct Launch {
   size_t shared = 0;
 };
 struct Options {
-  uint64_t seed = 0;       // of the order of warps and blocks
-  int64_t max_blocks = 0;  // 0 = all; else first, last and seeded ones of a larger grid
+  uint64_t seed = 0;               // of the order of warps and blocks
+  int64_t max_blocks = 0;          // 0 = all; else first, last and seeded ones of a larger grid
+  size_t max_shared = 227 * 1024;  // of a block, in bytes
 };
 Options& options();
 void run(const Launch& launch, const std::function<void()>& thread);

@@ -80,8 +80,9 @@ std::vector<In> present(std::initializer_list<In> slots) {
 
 class SimtBackend final : public cuda::CudaBackend {
  public:
-  SimtBackend(DType compute_type, bool batch_invariant)
-      : CudaBackend(compute_type), batch_invariant_(batch_invariant) {}
+  SimtBackend(DType compute_type, bool batch_invariant, size_t shared_bytes)
+      : CudaBackend(compute_type, shared_bytes > 0 ? shared_bytes : kHopperShared),
+        batch_invariant_(batch_invariant) {}
 
   std::string name() const override { return "simt"; }
   std::string description() const override { return "CUDA kernels on the host"; }
@@ -147,8 +148,9 @@ class SimtBackend final : public cuda::CudaBackend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_simt_backend(DType compute_type, bool batch_invariant) {
-  return std::make_unique<SimtBackend>(compute_type, batch_invariant);
+std::unique_ptr<Backend> make_simt_backend(DType compute_type, bool batch_invariant,
+                                           size_t shared_bytes) {
+  return std::make_unique<SimtBackend>(compute_type, batch_invariant, shared_bytes);
 }
 
 }  // namespace ddpm::test

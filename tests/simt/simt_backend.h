@@ -8,7 +8,9 @@
 
 namespace ddpm::test {
 
-// compute_type kF32 or kBF16. batch_invariant: as BackendOptions'.
-std::unique_ptr<Backend> make_simt_backend(DType compute_type, bool batch_invariant = false);
+// compute_type kF32 or kBF16. batch_invariant: as BackendOptions'. shared_bytes: what a block may
+// have of shared memory; 0 = as much as on a Hopper.
+std::unique_ptr<Backend> make_simt_backend(DType compute_type, bool batch_invariant = false,
+                                           size_t shared_bytes = 0);
 
 }  // namespace ddpm::test
