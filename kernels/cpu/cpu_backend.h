@@ -1,4 +1,4 @@
-// The CPU backend: oneDNN for convolutions and matrix products, Highway loops for the rest, fp32,
+// The CPU backend: oneDNN for convolutions and weights' products, Highway loops for the rest, fp32,
 // NHWC. Each group of operations is implemented in the file of its name.
 #pragma once
 
