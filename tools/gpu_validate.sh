@@ -132,5 +132,5 @@ else
     if ((failed)) && [[ $phase == configure || $phase == build ]]; then break; fi
   done
 fi
-if command -v nvidia-smi >/dev/null; then python3 tools/python/gpu_report.py "$out"; fi
+if command -v nvidia-smi >/dev/null; then python3 tools/python/gpu_report.py "$out" "$build/ddpm"; fi
 exit $failed

@@ -33,7 +33,10 @@ check_ptxas() {
 # As on a machine with a GPU, from .deps alone: no header of a package may come from the system.
 build_for_gpu() {
   if ! command -v nvcc >/dev/null; then return; fi
-  tools/fetch_deps.sh
+  if [[ ! -d .deps/usr ]]; then
+    if ((EUID == 0)); then apt-get update -qq; fi
+    tools/fetch_deps.sh
+  fi
   DDPM_BUILD_DIR=$build/gpu DDPM_GPU_OUT=$build/gpu-out tools/gpu_validate.sh configure build
   if ninja -C "$build/gpu" -t deps |
     grep -E '/usr/include/(boost|catch2|CLI|hwy|nlohmann|dnnl|png|jpeg|xxhash|zip)'; then

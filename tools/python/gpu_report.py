@@ -1,6 +1,6 @@
 """Gathers what tools/gpu_validate.sh left in a folder into docs/gpu/CHIP.json and a page of it.
 
-    python tools/python/gpu_report.py runs/gpu
+    python tools/python/gpu_report.py runs/gpu build/gpu/ddpm
 """
 
 import datetime
@@ -57,13 +57,14 @@ def page(report):
 
 
 def main():
-    folder = sys.argv[1]
+    folder, program = sys.argv[1:]
     gpu = output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
     chip, driver = (gpu.splitlines()[0].split(", ") if gpu else ["no GPU", "none"])
     report = {
         "chip": chip,
         "driver": driver,
-        "versions": output("nvcc", "--version").splitlines()[-1:],
+        "versions": output(program, "--version").splitlines() + output(
+            "nvcc", "--version").splitlines()[-1:],
         "commit": output("git", "describe", "--always", "--dirty"),
         "date": datetime.date.today().isoformat(),
         "phases": {p: os.path.exists(os.path.join(folder, p + ".passed")) for p in PHASES},
