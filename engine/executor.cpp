@@ -96,11 +96,12 @@ bool Executor::record() {
 }
 
 void Executor::step() {
-  const Range range(graph_.backend(), "step");
-  if (record())
-    recording_->launch();
-  else
+  if (!record()) {
     run(Phase::kStep);
+    return;
+  }
+  const Range range(graph_.backend(), "step");
+  recording_->launch();
 }
 
 void Executor::steps(int count, const Progress& progress) {
@@ -151,6 +152,7 @@ void Executor::setup_for_good() {
     for (const Step& s : graph_.steps(phase))
       for (In in : s.call.reads)
         if (in) ++readers[static_cast<size_t>(in.slot)];
+  const Range range(graph_.backend(), kPhaseNames[static_cast<size_t>(Phase::kSetup)]);
   const std::vector<Step>& steps = graph_.steps(Phase::kSetup);
   for (size_t i = 0; i < steps.size(); ++i) {
     run(Phase::kSetup, i);

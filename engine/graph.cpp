@@ -45,6 +45,13 @@ size_t Graph::bytes_moved(const Step& step) const {
   return total;
 }
 
+int64_t Graph::macs() const {
+  int64_t total = 0;
+  for (size_t i = 0; i < forward_steps_.value_or(steps().size()); ++i)
+    total += steps()[i].call.macs;
+  return total;
+}
+
 Tensor Graph::held(const Shape& shape, DType dtype, const std::string& name) {
   return define({.shape = shape,
                  .dtype = dtype,
@@ -136,6 +143,7 @@ void Graph::on_backward(Backward backward) {
 }
 
 void Graph::backward() {
+  if (!forward_steps_) forward_steps_ = steps().size();
   const std::string outer = scope_;
   while (!tape_.empty()) {
     TapeEntry entry = std::move(tape_.back());

@@ -8,6 +8,7 @@
 #include <array>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -116,8 +117,9 @@ class Graph {
     call.macs = macs;
     add(std::move(call));
   }
-  // Bytes of the tensors that a step reads and writes, each counted once; of a held tensor none,
-  // since a step reads a small part of it.
+  // Bytes of the tensors that a step reads and writes, each counted once and whole: one that is
+  // added to or updated in place counts as one pass over it, and one of which a step uses some
+  // columns as all of it. Of a held tensor none, since a step reads a small part of it.
   size_t bytes_moved(const Step& step) const;
   const std::vector<Step>& steps(Phase phase = Phase::kStep) const {
     return steps_[static_cast<size_t>(phase)];
@@ -172,9 +174,8 @@ class Graph {
   // Statistics of x for a group norm, computed once.
   Tensor statistics(Tensor x);
   void set_statistics(Tensor x, Tensor statistics);
-  // Multiply-adds of a step's forward pass, counted by the ops that have many.
-  void count_macs(int64_t macs) { macs_ += phase_ == Phase::kStep ? macs : 0; }
-  int64_t macs() const { return macs_; }
+  // Multiply-adds of a step's forward pass.
+  int64_t macs() const;
   uint16_t next_dropout_layer() { return dropout_layers_++; }
 
   // The device's StepState of this graph; a persistent tensor.
@@ -200,7 +201,7 @@ class Graph {
   std::vector<bool> written_;    // by tensor: a parameter's gradient that has its first writer
   std::map<int, Tensor> statistics_;
   uint16_t dropout_layers_ = 0;
-  int64_t macs_ = 0;
+  std::optional<size_t> forward_steps_;  // those of Phase::kStep before the backward pass, if any
   Tensor state_;
   std::map<int, Tensor> shadows_;  // by weight
   std::map<int, std::vector<float>> constants_;

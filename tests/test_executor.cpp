@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 
 #include <stdexcept>
+#include <utility>
 
 #include "engine/executor.h"
 #include "tests/recording_backend.h"
@@ -46,6 +47,19 @@ class LoopingBackend : public test::RecordingBackend {
   }
   void synchronize() override { device.run = device.queued; }
   Device device;
+};
+
+// Writes down every range that begins, below those that are open then.
+class NamingBackend final : public LoopingBackend {
+ public:
+  void begin_range(const char* name) override {
+    path.push_back(name);
+    seen.emplace_back();
+    for (const std::string& part : path) seen.back() += "/" + part;
+  }
+  void end_range() override { path.pop_back(); }
+  std::vector<std::string> take_seen() { return std::exchange(seen, {}); }
+  std::vector<std::string> path, seen;
 };
 
 Graph one_step(Backend& backend) {
@@ -109,6 +123,40 @@ TEST_CASE("executor: what progress throws ends the loops", "[executor]") {
   CHECK(backend.device.run < 199);
   executor.step();
   CHECK(backend.device.launches == 1);
+}
+
+TEST_CASE("executor: a profiler is told what runs, and that it ended when it throws",
+          "[executor]") {
+  using Names = std::vector<std::string>;
+  NamingBackend backend;
+  Graph g(backend, Mode::kInference);
+  bool broken = false;
+  Call call = backend.advance_state(g.state());
+  call.run = [&broken](const Run&) {
+    if (broken) throw std::runtime_error("broken");
+  };
+  {
+    const Graph::Scope scope(g, "block");
+    g.add(call);
+    g.add(call, Phase::kSetup);
+  }
+  Executor executor(std::move(g), {});
+  executor.run(Phase::kSetup);
+  CHECK(backend.take_seen() == Names{"/setup", "/setup/block:advance_state"});
+  executor.setup_for_good();
+  CHECK(backend.take_seen() == Names{"/setup", "/setup/block:advance_state"});
+  broken = true;
+  CHECK_THROWS_WITH(executor.run(Phase::kStep), "broken");
+  CHECK(backend.path.empty());
+  broken = false;
+  backend.take_seen();
+  executor.step();
+  CHECK(backend.take_seen() == Names{"/step", "/step/block:advance_state"});
+  // From now on a launch, whose steps have no ranges of their own.
+  executor.step();
+  executor.steps(2);
+  CHECK(backend.take_seen() == Names{"/step", "/steps"});
+  CHECK(backend.path.empty());
 }
 
 TEST_CASE("executor: a held tensor is given exactly its bytes", "[executor]") {

@@ -145,13 +145,43 @@ TEST_CASE("graph: every product knows its multiply-adds", "[graph]") {
   CHECK(macs["group_norm_backward"] == 0);
 }
 
+TEST_CASE("graph: a convolution is n p q k r s c multiply-adds, and its shortcut more", "[graph]") {
+  for (bool fused : {true, false}) {
+    INFO((fused ? "fused" : "composed"));
+    RecordingBackend backend(RecordingBackend::Options{.fused_convolution = fused});
+    Graph g(backend, Mode::kTraining);
+    const Tensor x = g.activation({2, 9, 7, 3});
+    g.set_requires_grad(x, true);
+    const Tensor y = ops::conv(g, x, "first", {.k = 5, .stride = 2});
+    REQUIRE(g.shape(y) == Shape{2, 5, 4, 5});
+    const Tensor z =
+        ops::conv(g, y, "second", {.k = 6, .shortcut = y, .shortcut_name = "shortcut"});
+    g.set_grad(z, g.activation(g.shape(z)));
+    g.backward();
+    const int64_t first = 2 * 5 * 4 * 5 * 3 * 3 * 3, second = 2 * 5 * 4 * 6 * 3 * 3 * 5,
+                  shortcut = 2 * 5 * 4 * 6 * 5;
+    std::map<std::string, std::multiset<int64_t>> macs;
+    for (const Step& s : g.steps())
+      if (s.call.macs > 0) macs[s.call.op].insert(s.call.macs);
+    CHECK(macs["conv_forward"] == (fused ? std::multiset<int64_t>{first, second + shortcut}
+                                         : std::multiset<int64_t>{first, second, shortcut}));
+    CHECK(macs["conv_wgrad"] == std::multiset<int64_t>{first, second, shortcut});
+    CHECK(macs["conv_dgrad"] == std::multiset<int64_t>{first, second, shortcut});
+    CHECK(macs.size() == 3);
+    CHECK(g.macs() == first + second + shortcut);
+  }
+}
+
 TEST_CASE("graph: a step's bytes are those of its tensors, each once", "[graph]") {
   RecordingBackend backend;
   Graph g(backend, Mode::kInference);
   const Tensor x = g.tensor({2, 3, 5, 7}), y = g.tensor({2, 3, 5, 7}, DType::kBF16);
   const Tensor images = g.held({100, 3, 5, 7}, DType::kU8, "images");
+  const Tensor sum = g.tensor({2, 3, 5, 7});
   g.add({"made up", {x, images, x}, {y, x}, 0, nullptr});
+  g.add(backend.copy(210, x, sum, Write::kAccumulate));
   CHECK(g.bytes_moved(g.steps()[0]) == 210 * (4 + 2));
+  CHECK(g.bytes_moved(g.steps()[1]) == 210 * (4 + 4));
 }
 
 TEST_CASE("graph: sampling steps are device work too", "[graph]") {

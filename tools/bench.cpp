@@ -162,16 +162,31 @@ void sort_by_time(std::vector<Share>& shares) {
 }
 
 void print_share(const Share& s, double total) {
-  std::printf("%10.3f %6.1f%% %10.3f %7.1f  %s", 1e3 * s.seconds, 100 * s.seconds / total,
-              1e3 * s.floor, s.seconds / s.floor, s.name.c_str());
-  if (s.calls > 1) std::printf(" (%d)", s.calls);
-  std::printf("\n");
+  std::printf("%6d %10.3f %6.1f%% %10.3f %8.1f  %s\n", s.calls, 1e3 * s.seconds,
+              100 * s.seconds / total, 1e3 * s.floor, s.seconds / s.floor, s.name.c_str());
+}
+
+void write_ops(const BenchArgs& args, const Model& m, const std::string& device,
+               const Ceilings& ceilings, const std::vector<Share>& ops) {
+  nlohmann::ordered_json json;
+  json["work"] = args.work;
+  json["preset"] = m.name;
+  json["batch_size"] = args.batch_size;
+  json["device"] = device;
+  json["precision"] = args.device.precision;
+  json["commit"] = kCommit;
+  json["ceilings"] = {{"bytes_per_second", ceilings.bytes_per_second},
+                      {"multiply_adds_per_second", ceilings.macs_per_second}};
+  for (const Share& s : ops)
+    json["figures"].push_back(
+        {{"name", s.name + " ms"}, {"measured", 1e3 * s.seconds}, {"floor", 1e3 * s.floor}});
+  write_file(args.json, to_text(json));
 }
 
 // Each step's share: by operation, and the slowest single ones, beside the least they could take.
-void report_ops(const BenchArgs& args, const Model& m, Executor& executor) {
+void report_ops(const BenchArgs& args, const Model& m, Executor& executor,
+                const Ceilings& ceilings) {
   const Graph& g = executor.graph();
-  const Ceilings ceilings = measure_ceilings(g.backend());
   std::vector<double> warm, seconds;
   executor.step_timed(warm);
   for (int i = 0; i < args.steps; ++i) executor.step_timed(seconds);
@@ -193,25 +208,15 @@ void report_ops(const BenchArgs& args, const Model& m, Executor& executor) {
   sort_by_time(single);
   single.resize(std::min<size_t>(single.size(), 25));
 
-  if (!args.json.empty()) {
-    nlohmann::ordered_json json;
-    json["work"] = args.work;
-    json["preset"] = m.name;
-    json["batch_size"] = args.batch_size;
-    json["device"] = g.backend().description();
-    json["precision"] = args.device.precision;
-    json["commit"] = kCommit;
-    json["ceilings"] = {{"bytes_per_second", ceilings.bytes_per_second},
-                        {"multiply_adds_per_second", ceilings.macs_per_second}};
-    for (const Share& s : ops)
-      json["figures"].push_back(
-          {{"name", s.name + " ms"}, {"measured", 1e3 * s.seconds}, {"floor", 1e3 * s.floor}});
-    write_file(args.json, to_text(json));
-  }
-  std::printf("%s, batch %d, %s\nfloors: %.1f GB/s, %.0f GFLOP/s of direct multiply-adds\n\n",
-              m.name.c_str(), args.batch_size, g.backend().description().c_str(),
-              1e-9 * ceilings.bytes_per_second, 2e-9 * ceilings.macs_per_second);
-  std::printf("%10s %7s %10s %7s  %s\n", "ms", "share", "floor ms", "x floor", "operation (calls)");
+  const std::string device = g.backend().description();
+  if (!args.json.empty()) write_ops(args, m, device, ceilings, ops);
+  std::printf(
+      "%s, batch %d, %s\n"
+      "floors: %.1f GB/s, %.0f GFLOP/s of direct multiply-adds; Winograd and caches can beat "
+      "them\n\n"
+      "%6s %10s %7s %10s %8s  operation\n",
+      m.name.c_str(), args.batch_size, device.c_str(), 1e-9 * ceilings.bytes_per_second,
+      2e-9 * ceilings.macs_per_second, "calls", "ms", "share", "floor ms", "x floor");
   for (const Share& s : ops) print_share(s, all.seconds);
   print_share(all, all.seconds);
   std::printf("\n");
@@ -236,9 +241,11 @@ void run_bench(const BenchArgs& args) {
            time_loops(executor, args.steps));
     return;
   }
+  std::optional<Ceilings> ceilings;  // before the training takes its memory
+  if (args.work == "ops") ceilings = measure_ceilings(*backend);
   const std::unique_ptr<Trainer> trainer = make_trainer(m, args, *backend);
-  if (args.work == "ops") {
-    report_ops(args, m, trainer->executor());
+  if (ceilings) {
+    report_ops(args, m, trainer->executor(), *ceilings);
     return;
   }
   const std::vector<double> ms = time_steps(trainer->executor(), args.steps);

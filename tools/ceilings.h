@@ -1,6 +1,8 @@
 // The two rates of a device that bound every operation.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/backend.h"
 
 namespace ddpm::tools {

@@ -15,7 +15,6 @@ Tensor attention(Graph& g, Tensor qkv, int heads) {
   const Tensor o = g.activation({s.n, s.h, s.w, width});
   const Tensor lse = g.training() ? g.tensor({s.n, heads, 1, d.tokens}) : Tensor{};
   const int64_t product = int64_t{d.n} * d.tokens * d.tokens * width;
-  g.count_macs(2 * product);
   g.set_requires_grad(o, true);
   g.add_product(g.backend().attention_forward(d, qkv, o, lse), 2 * product);
   g.on_backward([=](Graph& g) {

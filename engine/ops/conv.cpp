@@ -186,8 +186,6 @@ Tensor conv(Graph& g, const View& x, const std::string& name, const ConvOptions&
   const Graph::Scope scope(g, name);
   const Shape out = plain_desc(g, x, o).y();
   const Tensor y = g.activation(out);
-  g.count_macs(multiply_adds(g, f, y));
-  if (shortcut.weight) g.count_macs(multiply_adds(g, shortcut, y));
   g.set_requires_grad(y, true);
   for (Tensor addend : {o.residual, o.shortcut.value})
     DDPM_CHECK(!addend || g.shape(addend).pixels() == out.pixels(), "conv %s: addend %s on %s",

@@ -25,7 +25,6 @@ Tensor linear(Graph& g, const View& x, const std::string& name,
   };
   const Tensor y = g.tensor({in.n, in.h, in.w, k}, type);
   const int64_t macs = int64_t{rows} * k * in.c;
-  g.count_macs(macs);
   g.set_requires_grad(y, true);
   GemmDesc forward{.m = rows, .n = k, .k = in.c, .transpose_b = true, .bias = true};
   forward.in = forward.out = type;
