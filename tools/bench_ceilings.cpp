@@ -71,7 +71,14 @@ Ceilings measure_ceilings(Backend& backend) {
   }
   const auto a = random_memory(backend, size * size), b = random_memory(backend, size * size);
   const auto product = random_memory(backend, size * size);
-  const GemmDesc g{.m = size, .n = size, .k = size, .transpose_b = true, .in = type, .out = type};
+  // In the layout of each device's fastest product: a weight gradient's on the CPU.
+  const GemmDesc g{.m = size,
+                   .n = size,
+                   .k = size,
+                   .transpose_a = !gpu,
+                   .transpose_b = gpu,
+                   .in = type,
+                   .out = type};
   c.macs_per_second = 1.0 * size * size * size /
                       time_call(backend, backend.gemm(g, {0}, {1}, {}, {}, {2}, Write::kOverwrite),
                                 {a->data(), b->data(), product->data()});
