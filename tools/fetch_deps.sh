@@ -23,7 +23,7 @@ rm -rf .deps/download .deps/usr/share/doc
 # Of Boost, Context alone and what it includes.
 boost=.deps/usr/include/boost
 find "$boost" -mindepth 1 -maxdepth 1 ! -name assert.hpp ! -name assert ! -name config \
-  ! -name config.hpp ! -name context ! -name cstdint.hpp ! -name version.hpp \
+  ! -name config.hpp ! -name detail ! -name context ! -name cstdint.hpp ! -name version.hpp \
   ! -name intrusive_ptr.hpp ! -name smart_ptr ! -name throw_exception.hpp -exec rm -rf {} +
 find .deps -name '*.so*' -delete
 echo "$(du -sm .deps | cut -f1) MB in .deps"
