@@ -155,6 +155,7 @@ void Graph::backward() {
 }
 
 GradOut Graph::grad_out(Tensor x) {
+  DDPM_CHECK(!complete_.contains(x.id), "the gradient of tensor %d takes no more", x.id);
   const TensorSpec& of = info(x);
   const auto found = gradients_.find(x.id);
   if (found == gradients_.end()) {
@@ -178,6 +179,7 @@ Tensor Graph::grad_buffer(Tensor x) {
 void Graph::set_grad(Tensor x, Tensor gradient) {
   DDPM_CHECK(!gradients_.contains(x.id), "tensor %d has a gradient already", x.id);
   gradients_[x.id] = gradient;
+  complete_.insert(x.id);
 }
 
 Tensor Graph::grad(Tensor y) const {

@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -198,6 +199,7 @@ class Graph {
   std::vector<TapeEntry> tape_;
   std::map<int, Tensor> gradients_;
   std::vector<bool> passed_on_;  // by tensor: its gradient's buffer has become another tensor's
+  std::set<int> complete_;       // tensors whose gradient takes no more
   std::vector<bool> written_;    // by tensor: a parameter's gradient that has its first writer
   std::map<int, Tensor> statistics_;
   uint16_t dropout_layers_ = 0;

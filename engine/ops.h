@@ -16,6 +16,10 @@ namespace ddpm::ops {
 struct Norm {
   GroupNormDesc desc;
   Tensor scale_shift;  // (N,C,2)
+  Tensor mean_rstd;    // (N,G,2)
+  // Set by the consumer's backward where the gradient of the view's value is that at z, before SiLU
+  // and dropout, and summed: Backend::conv_dgrad_norm.
+  Tensor gradient_sums;
 };
 
 // What a consumer reads: up to two stored tensors, concatenated along C, normalised, upsampled.
@@ -24,7 +28,7 @@ struct View {
   Tensor x, x2;
   // Stands for the viewed value in gradients; has no memory. x itself where nothing is done to x.
   Tensor value;
-  std::shared_ptr<const Norm> norm;
+  std::shared_ptr<Norm> norm;
   bool upsampled = false;
 
   View() = default;

@@ -136,7 +136,7 @@ class Backend {
   virtual std::unique_ptr<Recording> record(const std::function<void()>& calls) = 0;
 
   // ---- convolution: nullopt = not fused here, the caller composes plain calls ----
-  // plain() descs are always taken. dgrad and wgrad take filter and bias from the desc and slots.
+  // basic() descs are always taken. dgrad and wgrad take filter and bias from the desc and slots.
   // Bytes of the packed filter a pass reads instead of (K,R,S,C); 0 = it reads the plain one.
   // x, y, dy, dx and filters are A, dfilter is fp32.
   virtual size_t packed_bytes(const ConvDesc&, ConvPass) const = 0;
@@ -146,6 +146,13 @@ class Backend {
   // dx (N,H,W,C) (+)= the gradient by the convolution's input.
   virtual std::optional<Call> conv_dgrad(const ConvDesc&, const ConvSlots&, In dy, Out dx,
                                          Write) = 0;
+  // The same led back through SiLU and dropout, for a convolution that reads a group norm: dz
+  // (N,H,W,C) = the gradient at z = x scale + shift, A, and `sums` (N, tiles, 2, C) over the pixel
+  // tiles of StatsDesc: of dz, as it is written, and of dz (x - the group's mean). Of the norm's
+  // desc the groups are read.
+  virtual std::optional<Call> conv_dgrad_norm(const ConvDesc&, const ConvSlots&,
+                                              const GroupNormDesc&, In mean_rstd, In dy, Out dz,
+                                              Out sums) = 0;
   // dfilter (K,R,S,C) (+)= the gradient by the filter.
   virtual std::optional<Call> conv_wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter,
                                          Write) = 0;
@@ -170,10 +177,11 @@ class Backend {
   // y (N,H,W,C) = dropout(silu(concat(x, x2) * scale + shift)), each part as the desc says.
   virtual Call group_norm_apply(const GroupNormDesc&, In x, In x2, In scale_shift, In state,
                                 Out y) = 0;
-  // From dy at apply's output: gradients by x, x2, gamma, beta.
+  // From dy at apply's output: gradients by x, x2, gamma, beta. Where `sums` is present, which only
+  // a backend that has conv_dgrad_norm takes, dy and sums are what that wrote.
   virtual Call group_norm_backward(const GroupNormDesc&, In x, In x2, In scale_shift, In mean_rstd,
-                                   In gamma, In state, In dy, Out dx, Write, Out dx2, Write,
-                                   Out dgamma, Out dbeta, Write) = 0;
+                                   In gamma, In state, In dy, In sums, Out dx, Write, Out dx2,
+                                   Write, Out dgamma, Out dbeta, Write) = 0;
 
   // ---- attention: qkv, o and their gradients are A ----
   // lse (N, heads, L): log of the softmax denominator, for the backward pass; may be absent.

@@ -61,10 +61,9 @@ struct ConvDesc {
   constexpr int q() const { return (in_w() + pad_left + pad_right - s) / stride + 1; }
   constexpr Shape y() const { return {x.n, p(), q(), k}; }
   constexpr Shape filter() const { return {k, r, s, c()}; }
-  // Nothing but taps and bias: what every backend must take.
-  constexpr bool plain() const {
-    return c2 == 0 && !transform.any() && !upsample && sample_bias_stride == 0 && !residual &&
-           shortcut_c == 0 && !statistics;
+  // Taps, biases and a residual: what every backend must take.
+  constexpr bool basic() const {
+    return c2 == 0 && !transform.any() && !upsample && shortcut_c == 0 && !statistics;
   }
   friend constexpr bool operator==(const ConvDesc&, const ConvDesc&) = default;
 };

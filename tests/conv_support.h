@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "tests/reference/conv.h"
+#include "tests/reference/pointwise.h"
+#include "tests/reference/resample.h"
 #include "tests/support.h"
 
 namespace ddpm::test {
@@ -322,6 +324,63 @@ inline void check_dgrad(Backend& backend, const ConvDesc& d) {
   CHECK(relative_error(dgrad(backend, d, t, Write::kOverwrite, {}), dx) <= bound);
   CHECK(relative_error(dgrad(backend, d, t, Write::kAccumulate, before), plus(dx, before)) <=
         bound);
+}
+
+struct NormGradient {
+  std::vector<float> dz, sums;
+};
+
+inline NormGradient dgrad_norm(Backend& backend, const ConvDesc& d, const ConvData& t, int groups,
+                               const std::vector<float>& mean_rstd) {
+  Bench bench(backend);
+  ConvSlots s = input_slots(bench, d, t);
+  s.filter = packed_filter(backend, bench, d, ConvPass::kDgrad, t.filter);
+  const GroupNormDesc norm{.x = d.x, .c2 = d.c2, .groups = groups};
+  const Out dz = bench.activation_out(norm.shape().count());
+  const Out sums = bench.out(StatsDesc{norm.shape()}.count());
+  const auto call =
+      backend.conv_dgrad_norm(d, s, norm, bench.in(mean_rstd), bench.activation(t.dy), dz, sums);
+  REQUIRE(call.has_value());
+  CHECK(call->reads.size() == 5u + (d.c2 > 0) + (d.transform.dropout.p > 0));
+  CHECK(call->writes.size() == 2);
+  bench.run(*call);
+  return {bench.get_activation(dz), bench.get(sums)};
+}
+
+// dz against the formula; its sums against those of what was written.
+inline void check_dgrad_norm(Backend& backend, const ConvDesc& d) {
+  const ConvData t(d, &backend);
+  INFO("dgrad_norm " << describe(d));
+  const Shape s{d.x.n, d.x.h, d.x.w, d.c()};
+  const int groups = s.c % 4 == 0 ? 4 : 1, size = s.c / groups;
+  const std::vector<float> mean_rstd = conv_values(int64_t{s.n} * groups * 2, 37);
+  const auto in = t.reference(d);
+  const auto x = d.c2 > 0 ? ref::concat(d.x, d.c2, in.x, in.x2) : in.x;
+  auto dz = ref::conv_dgrad(d, in.filter, to_double(t.dy));
+  for (size_t i = 0; i < dz.size(); ++i) {
+    const size_t c = i % static_cast<size_t>(s.c);
+    const size_t pair =
+        (i / static_cast<size_t>(s.pixels() * s.c) * static_cast<size_t>(s.c) + c) * 2;
+    if (!in.mask.empty()) dz[i] *= in.mask[i];
+    if (d.transform.silu)
+      dz[i] *= ref::silu_slope(x[i] * in.scale_shift[pair] + in.scale_shift[pair + 1]);
+  }
+  const NormGradient is = dgrad_norm(backend, d, t, groups, mean_rstd);
+  CHECK(relative_error(is.dz, dz) <=
+        rounding(backend, s.count()) + tolerance(int64_t{d.r} * d.s * d.k) + 1e-6);
+  const int tiles = StatsDesc{s}.tiles();
+  std::vector<double> sums(is.sums.size(), 0.0);
+  for (int n = 0; n < s.n; ++n)
+    for (int64_t p = 0; p < s.pixels(); ++p)
+      for (int c = 0; c < s.c; ++c) {
+        const size_t i = static_cast<size_t>((n * s.pixels() + p) * s.c + c);
+        const size_t to = static_cast<size_t>(((n * tiles + p / 64) * 2) * s.c + c);
+        const double mean =
+            static_cast<double>(mean_rstd[static_cast<size_t>((n * groups + c / size) * 2)]);
+        sums[to] += static_cast<double>(is.dz[i]);
+        sums[to + static_cast<size_t>(s.c)] += static_cast<double>(is.dz[i]) * (x[i] - mean);
+      }
+  CHECK(relative_error(is.sums, sums) <= 2e-6);
 }
 
 inline void check_wgrad(Backend& backend, const ConvDesc& d) {

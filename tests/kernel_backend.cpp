@@ -11,7 +11,7 @@ KernelDevice& kernel_device() {
 
 std::unique_ptr<Backend> make_kernel_backend(DType compute_type, bool batch_invariant) {
   if (kernel_device() == KernelDevice::kHost)
-    return make_simt_backend(compute_type, batch_invariant);
+    return make_simt_backend(compute_type, {.batch_invariant = batch_invariant});
   const bool narrow = compute_type == DType::kBF16;
   return make_cuda_backend(
       {.precision = narrow ? Precision::kBf16 : Precision::kFp32, .batch_invariant = true}, 0);

@@ -62,7 +62,7 @@ class RecordingBackend : public Backend {
   }
   std::optional<Call> conv_forward(const ConvDesc& d, const ConvSlots& s, Out y,
                                    Out statistics) override {
-    if (!options_.fused_convolution && !epilogue_only(d)) return std::nullopt;
+    if (!options_.fused_convolution && !d.basic()) return std::nullopt;
     return call("conv_forward",
                 {s.x, s.x2, s.scale_shift, s.filter, s.bias, s.sample_bias, s.residual, s.shortcut,
                  s.shortcut2, s.shortcut_filter, s.shortcut_bias, s.state},
@@ -72,9 +72,15 @@ class RecordingBackend : public Backend {
                                  Write) override {
     return call("conv_dgrad", {s.filter, dy}, {dx}, 4096);
   }
+  std::optional<Call> conv_dgrad_norm(const ConvDesc&, const ConvSlots& s, const GroupNormDesc&,
+                                      In mean_rstd, In dy, Out dz, Out sums) override {
+    if (!options_.fused_convolution) return std::nullopt;
+    return call("conv_dgrad_norm", {s.filter, dy, s.x, s.x2, s.scale_shift, s.state, mean_rstd},
+                {dz, sums}, 4096);
+  }
   std::optional<Call> conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
                                  Write) override {
-    if (!options_.fused_convolution && !epilogue_only(d)) return std::nullopt;
+    if (!options_.fused_convolution && !d.basic()) return std::nullopt;
     return call("conv_wgrad", {s.x, s.x2, s.scale_shift, s.state, dy}, {dfilter}, 4096);
   }
   Call gemm(const GemmDesc&, In a, In b, In bias, In residual, Out c, Write) override {
@@ -98,9 +104,9 @@ class RecordingBackend : public Backend {
     return call("group_norm_apply", {x, x2, scale_shift, state}, {y});
   }
   Call group_norm_backward(const GroupNormDesc&, In x, In x2, In scale_shift, In mean_rstd,
-                           In gamma, In state, In dy, Out dx, Write, Out dx2, Write, Out dgamma,
-                           Out dbeta, Write) override {
-    return call("group_norm_backward", {x, x2, scale_shift, mean_rstd, gamma, state, dy},
+                           In gamma, In state, In dy, In sums, Out dx, Write, Out dx2, Write,
+                           Out dgamma, Out dbeta, Write) override {
+    return call("group_norm_backward", {x, x2, scale_shift, mean_rstd, gamma, state, dy, sums},
                 {dx, dx2, dgamma, dbeta}, 4096);
   }
   Call attention_forward(const AttentionDesc&, In qkv, Out o, Out lse) override {
@@ -200,13 +206,6 @@ class RecordingBackend : public Backend {
     void* data_;
     size_t size_;
   };
-
-  static bool epilogue_only(const ConvDesc& d) {
-    ConvDesc rest = d;
-    rest.residual = false;
-    rest.sample_bias_stride = 0;
-    return rest.plain();
-  }
 
   void note(const char* what, std::vector<const void*> pointers = {}) {
     events_->push_back({what, std::move(pointers)});

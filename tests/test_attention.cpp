@@ -345,7 +345,7 @@ TEST_CASE("simt.attention: bits depend on neither batch nor order", "[attention]
 TEST_CASE("simt.attention: what an A100 has of shared memory is enough", "[attention]") {
   constexpr size_t kA100 = 163 * 1024;
   simt::options().max_shared = kA100;
-  const auto backend = test::make_simt_backend(DType::kBF16, false, kA100);
+  const auto backend = test::make_simt_backend(DType::kBF16, {.shared_bytes = kA100});
   for (const AttentionDesc& d : {AttentionDesc{1, 70, 2, 40}, {1, 80, 1, 256}, {1, 16, 1, 512}})
     check_shape(*backend, d, 2);
   simt::options() = {};

@@ -4,69 +4,13 @@
 
 #include "tests/conv_support.h"
 #include "tests/kernel_backend.h"
+#include "tests/network_layers.h"
 #include "tests/simt/machine.h"
 
 using namespace ddpm;
 using namespace ddpm::test;
 
 namespace {
-
-// A convolution of a network: h is the output's.
-struct Layer {
-  int c1, c2, k, h;
-  bool up = false;
-  int stride = 1, kernel = 3;
-};
-
-const std::vector<Layer> kCifar10 = {
-    {3, 0, 128, 32},
-    {128, 0, 128, 32},
-    {128, 0, 128, 16, false, 2},
-    {128, 0, 256, 16},
-    {256, 0, 256, 16},
-    {256, 0, 256, 8, false, 2},
-    {256, 0, 256, 8},
-    {256, 0, 256, 4, false, 2},
-    {256, 0, 256, 4},
-    {256, 256, 256, 4},
-    {256, 0, 256, 8, true},
-    {256, 256, 256, 8},
-    {256, 0, 256, 16, true},
-    {256, 256, 256, 16},
-    {256, 128, 256, 16},
-    {256, 0, 256, 32, true},
-    {256, 128, 128, 32},
-    {128, 128, 128, 32},
-    {128, 0, 3, 32},
-    {128, 0, 256, 16, false, 1, 1},
-    {256, 256, 256, 8, false, 1, 1},
-    {256, 128, 128, 32, false, 1, 1},
-};
-const std::vector<Layer> kLarge = {
-    {3, 0, 128, 256},
-    {128, 0, 128, 256},
-    {128, 0, 128, 128, false, 2},
-    {128, 0, 128, 128},
-    {128, 0, 256, 64},
-    {256, 0, 256, 64},
-    {256, 0, 256, 32, false, 2},
-    {256, 0, 512, 16},
-    {512, 0, 512, 16},
-    {512, 0, 512, 8},
-    {512, 512, 512, 8},
-    {512, 0, 512, 16, true},
-    {512, 256, 512, 16},
-    {512, 256, 256, 32},
-    {256, 256, 256, 32},
-    {256, 0, 256, 64, true},
-    {256, 128, 256, 64},
-    {256, 128, 128, 128},
-    {128, 0, 128, 256, true},
-    {128, 128, 128, 256},
-    {128, 0, 3, 256},
-    {128, 128, 128, 256, false, 1, 1},
-    {512, 256, 256, 32, false, 1, 1},
-};
 
 // So many images that no sum is split over blocks: a split needs all of them.
 int enough_images(int h, int channels) {
@@ -76,25 +20,15 @@ int enough_images(int h, int channels) {
 }
 
 // As a residual block would ask for it.
-ConvDesc desc_of(const Layer& l) {
-  ConvDesc d;
-  const int in = l.up ? l.h / 2 : l.h * l.stride;
-  d.x = {1, in, in, l.c1};
-  d.c2 = l.c2;
-  d.k = l.k;
-  d.r = d.s = l.kernel;
-  d.stride = l.stride;
-  d.upsample = l.up;
-  d.pad_top = d.pad_left = l.stride == 2 || l.kernel == 1 ? 0 : 1;
-  d.pad_bottom = d.pad_right = l.kernel == 1 ? 0 : 1;
-  d.bias = d.statistics = true;
+ConvDesc block_desc(const Layer& l) {
+  ConvDesc d = test::desc_of(l, enough_images(l.h, l.k));
+  d.statistics = true;
   if (!l.up && l.stride == 1 && l.kernel == 3 && l.c1 >= 8) {
     d.transform = {.affine = true, .silu = true, .dropout = {.p = 0.1f, .layer = 5}};
     d.sample_bias_stride = l.k;
     d.residual = l.k >= 8;
     d.shortcut_c = l.k >= 8 ? 40 : 0;
   }
-  d.x.n = enough_images(l.h, l.k);
   return d;
 }
 
@@ -210,7 +144,7 @@ double bound(const Backend& backend, bool narrow_output) {
 }
 
 void check_layer(Backend& backend, const Layer& layer) {
-  const ConvDesc d = desc_of(layer);
+  const ConvDesc d = block_desc(layer);
   const ConvData t(d, &backend);
   INFO(describe(d));
   simt::options().max_blocks = 2;
@@ -224,7 +158,7 @@ void check_layer(Backend& backend, const Layer& layer) {
 
 void check_layer_dgrad(Backend& backend, const Layer& layer) {
   if (layer.c1 < 8) return;  // nobody wants the image's gradient
-  ConvDesc d = desc_of(layer);
+  ConvDesc d = block_desc(layer);
   d.x = {enough_images(d.in_h(), d.c()), d.in_h(), d.in_w(), d.c()};
   d.c2 = 0;
   d.upsample = false;
@@ -243,7 +177,7 @@ void check_layer_dgrad(Backend& backend, const Layer& layer) {
 // One image, or as many as fill a tile. A split over tiles needs every block, so all are run where
 // that is so.
 void check_layer_wgrad(Backend& backend, const Layer& layer, int images, bool sample) {
-  ConvDesc d = desc_of(layer);
+  ConvDesc d = block_desc(layer);
   d.x.n = images;
   d.sample_bias_stride = d.shortcut_c = 0;
   d.residual = d.statistics = d.bias = false;

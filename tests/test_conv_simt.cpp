@@ -146,6 +146,19 @@ TEST_CASE("simt.conv_wgrad: inputs that are concatenated, transformed, upsampled
   for (const ConvDesc& d : fused_inputs()) check_wgrad(*backend, d);
 }
 
+// What lies behind a norm, at every way that tiles lie; the last is split over blocks.
+TEST_CASE("simt.conv_dgrad_norm: back through SiLU and dropout, and summed", "[simt][conv]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const auto backend = make_kernel_backend(type);
+  for (const ConvDesc& d : fused_inputs())
+    if (d.transform.affine && !d.upsample) check_dgrad_norm(*backend, d);
+  const std::vector<ConvShape> shapes = {{1, 2, 128, 8, 8},   {1, 3, 192, 8, 16}, {1, 9, 17, 8, 16},
+                                         {2, 16, 16, 136, 8}, {9, 4, 4, 16, 72},  {5, 3, 3, 12, 8},
+                                         {2, 8, 8, 48, 264},  {3, 4, 4, 40, 512}};
+  for (const ConvShape& s : shapes) check_dgrad_norm(*backend, with_input(s, 0, kNormalise));
+  check_dgrad_norm(*backend, with_input({2, 8, 8, 24, 264}, 40, kNormalise));
+}
+
 TEST_CASE("simt.conv_forward: what is added behind the taps, and statistics", "[simt][conv]") {
   const auto type = GENERATE(DType::kF32, DType::kBF16);
   const auto backend = make_kernel_backend(type);
@@ -237,4 +250,19 @@ TEST_CASE("simt.conv: refuses what it cannot mean, leaves what is not its own", 
   ConvDesc d = make_desc({1, 4, 4, 8, 8});
   d.c2 = 8;
   CHECK_FALSE(backend->conv_dgrad(d, slots, In{0}, Out{2}, Write::kOverwrite).has_value());
+  // A norm of other channels, none at all, upsampling behind one.
+  d = make_desc({1, 4, 4, 8, 8});
+  d.transform.affine = true;
+  slots.scale_shift = {3};
+  const auto at_norm = [&](int channels, int groups) {
+    return backend->conv_dgrad_norm(d, slots, {.x = {1, 4, 4, channels}, .groups = groups}, In{4},
+                                    In{5}, Out{2}, Out{6});
+  };
+  CHECK(at_norm(8, 2).has_value());
+  CHECK_THROWS_AS(at_norm(16, 2), Error);
+  CHECK_THROWS_AS(at_norm(8, 3), Error);
+  d.transform.affine = false;
+  CHECK_THROWS_AS(at_norm(8, 2), Error);
+  d.transform.affine = d.upsample = true;
+  CHECK_FALSE(at_norm(8, 2).has_value());
 }

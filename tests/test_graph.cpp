@@ -120,6 +120,10 @@ TEST_CASE("graph: a step is device work with the same arguments every time", "[g
       if (fused && p.name == "cifar10") CHECK(count("group_norm_apply") == 2 * 6);
       // Convolutions give their own statistics; the five attention outputs that are normed do not.
       if (fused && p.name == "cifar10") CHECK(count("channel_stats") == 5);
+      // Every convolution behind a norm leads its gradient back through it: two of each of 22
+      // residual blocks, and the last. Linear layers do not.
+      if (fused && p.name == "cifar10") CHECK(count("conv_dgrad_norm") == 2 * 22 + 1);
+      if (!fused) CHECK(count("conv_dgrad_norm") == 0);
     }
   }
 }

@@ -47,6 +47,7 @@ struct Problem {
   StepState state{.seed = 0x123456789ABCDEF0, .step = (uint64_t{1} << 32) + 77};
   std::vector<float> x, x2, gamma, beta, dy, before, before2, before_gamma, before_beta;
   ref::Vector all, factor;
+  std::vector<float> sums;  // where dy is the gradient at z, those that belong to it
 
   // Activations are such as the backend can hold.
   Problem(const Backend& b, const GroupNormDesc& d, float scale = 1, float offset = 0.3f)
@@ -109,8 +110,10 @@ Result run(Backend& backend, const Problem& t, Write write = Write::kOverwrite,
   const Out dx2 = d.c2 > 0 ? activation_destination(t.before2, write2) : Out{};
   const Out dgamma = destination(t.before_gamma, write_parameters);
   const Out dbeta = destination(t.before_beta, write_parameters);
+  const In sums = t.sums.empty() ? In{} : b.in(t.sums);
   b.run(backend.group_norm_backward(d, x, x2, {scale_shift.slot}, {mean_rstd.slot}, gamma, state,
-                                    dy, dx, write, dx2, write2, dgamma, dbeta, write_parameters));
+                                    dy, sums, dx, write, dx2, write2, dgamma, dbeta,
+                                    write_parameters));
   return {b.get(mean_rstd),     b.get_activation(y),
           b.get_activation(dx), d.c2 > 0 ? b.get_activation(dx2) : std::vector<float>{},
           b.get(dgamma),        b.get(dbeta)};
@@ -198,6 +201,40 @@ void check_shapes(Backend& backend, bool silu) {
       }
       check_gradients(backend, t, r, 5e-6);
     }
+}
+
+// As a convolution leaves them: (N, tiles, 2, C), of dz and of dz (x - mean).
+std::vector<float> tile_sums(const Problem& t) {
+  const Shape s = t.desc.shape();
+  const int tiles = StatsDesc{s}.tiles(), size = s.c / t.desc.groups;
+  const ref::Vector mean = t.truth().mean;
+  ref::Vector sums(static_cast<size_t>(StatsDesc{s}.count()), 0.0);
+  for (int n = 0; n < s.n; ++n)
+    for (int64_t p = 0; p < s.pixels(); ++p)
+      for (int c = 0; c < s.c; ++c) {
+        const size_t i = static_cast<size_t>((n * s.pixels() + p) * s.c + c);
+        const size_t to = static_cast<size_t>((n * tiles + p / 64) * 2 * s.c + c);
+        const double dz = static_cast<double>(t.dy[i]);
+        sums[to] += dz;
+        sums[to + static_cast<size_t>(s.c)] +=
+            dz * (t.all[i] - mean[static_cast<size_t>(n * t.desc.groups + c / size)]);
+      }
+  return {sums.begin(), sums.end()};
+}
+
+// From dz and its sums: SiLU and dropout are behind it.
+void check_summed(Backend& backend) {
+  for (const Case& c : kCases) {
+    const Problem plain(backend, desc_of(c, false, 0));
+    Problem t = plain;
+    t.desc.silu = true;
+    t.desc.dropout = {0.25f, 3};
+    t.sums = tile_sums(plain);
+    INFO(to_string(c.x) << " and " << c.c2 << ", groups " << c.groups);
+    check_gradients(backend, plain, run(backend, t), 5e-6);
+    check_gradients(backend, plain, run(backend, t, Write::kAccumulate, Write::kAccumulate), 5e-6,
+                    Write::kAccumulate, Write::kAccumulate);
+  }
 }
 
 void check_write_modes(Backend& backend, int first, int last) {
@@ -320,8 +357,9 @@ void check_refusals(Backend& backend) {
     return backend.group_norm_apply(d, {0}, x2, {1}, state, {2});
   };
   const auto backward = [&](const GroupNormDesc& d, In x2, Out dx, Out dx2) {
-    return backend.group_norm_backward(d, {0}, x2, {1}, {2}, {3}, {}, {4}, dx, Write::kOverwrite,
-                                       dx2, Write::kOverwrite, {7}, {8}, Write::kOverwrite);
+    return backend.group_norm_backward(d, {0}, x2, {1}, {2}, {3}, {}, {4}, {}, dx,
+                                       Write::kOverwrite, dx2, Write::kOverwrite, {7}, {8},
+                                       Write::kOverwrite);
   };
   CHECK_THROWS_AS(apply({.x = {1, 2, 2, 5}, .groups = 2}, {}, {}), Error);
   CHECK_THROWS_AS(apply({.x = {1, 2, 2, 4}, .c2 = 2, .groups = 2}, {}, {}), Error);
@@ -367,6 +405,16 @@ TEST_CASE("simt.group_norm_backward: write modes in bf16", "[group_norm]") {
 }
 TEST_CASE("simt.group_norm_backward: write modes in bf16, gamma and beta too", "[group_norm]") {
   check_write_modes(*simt16(), 6, 8);
+}
+
+TEST_CASE("simt.group_norm_backward: from the gradient at z and its sums", "[group_norm]") {
+  check_summed(*simt32());
+  check_summed(*simt16());
+}
+TEST_CASE("group_norm_backward: sums that no convolution of the CPU gives", "[group_norm]") {
+  Problem t(*cpu(), desc_of(kCases[6], true, 0));
+  t.sums = tile_sums(t);
+  CHECK_THROWS_AS(run(*cpu(), t), Error);
 }
 
 TEST_CASE("group_norm_backward: dx in the memory of dy", "[group_norm]") { check_in_place(*cpu()); }

@@ -32,6 +32,16 @@ UNetConfig small_unet() {
   return u;
 }
 
+// cifar10's four levels, with attention in the second and the middle; fewer channels and layers.
+UNetConfig cifar10_layout() {
+  UNetConfig u = find_preset("cifar10").unet;
+  u.sample_height = u.sample_width = 8;
+  u.block_out_channels = {8, 16, 16, 16};
+  u.layers_per_block = 1;
+  u.norm_num_groups = 4;
+  return u;
+}
+
 // The CPU backend; on a GPU machine that has none, the host's fp32 execution of the kernels.
 std::unique_ptr<Backend> make_truth() {
   if (test::kernel_device() == test::KernelDevice::kGpu)
@@ -39,7 +49,7 @@ std::unique_ptr<Backend> make_truth() {
   return make_cpu_backend({.precision = Precision::kFp32});
 }
 
-std::unique_ptr<Trainer> make(Backend& backend, bool eager = true) {
+std::unique_ptr<Trainer> make(Backend& backend, bool eager, const UNetConfig& unet) {
   TrainerOptions o;
   o.batch_size = 2;
   o.flip = true;
@@ -48,8 +58,9 @@ std::unique_ptr<Trainer> make(Backend& backend, bool eager = true) {
   o.adam.ema_decay = 0.9;
   o.activate_zero_layers = true;
   o.executor.poison = eager;  // such an executor records nothing
-  auto trainer = std::make_unique<Trainer>(backend, small_unet(), SchedulerConfig{}, o,
-                                           make_shapes(11, {1, 4, 8, 3}));
+  auto trainer =
+      std::make_unique<Trainer>(backend, unet, SchedulerConfig{}, o,
+                                make_shapes(11, {1, unet.sample_height, unet.sample_width, 3}));
   trainer->initialize(7);
   return trainer;
 }
@@ -59,8 +70,9 @@ struct Trained {
   std::vector<float> weights, ema;
 };
 
-Trained train(Backend& backend, int steps, bool eager = true) {
-  auto trainer = make(backend, eager);
+Trained train(Backend& backend, int steps, bool eager = true,
+              const UNetConfig& unet = small_unet()) {
+  auto trainer = make(backend, eager, unet);
   Trained t;
   for (int i = 0; i < steps; ++i) {
     trainer->step();
@@ -156,4 +168,20 @@ TEST_CASE("simt.network: recorded steps are the eager ones' bits, and so are two
 TEST_CASE("simt.network: a chain by loops is the chain step by step", "[simt]") {
   const auto backend = test::make_kernel_backend(DType::kBF16);
   CHECK((sample(*backend, SamplerKind::kDdim, true) == sample(*backend, SamplerKind::kDdim)));
+}
+
+// The composite rounds a sum before it meets a residual, and a gradient before SiLU's slope; the
+// fused calls round once. In bf16 each rounding is within 2^-9: losses of 20 steps were apart by
+// 0.32 %, the weights by 0.24 %. In fp32 only the order of sums differs.
+TEST_CASE("simt.network: fused convolutions train a cifar10 layout as their composite", "[simt]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const bool narrow = type == DType::kBF16;
+  const auto trained = [&](bool composed) {
+    return train(*test::make_simt_backend(type, {.composed = composed}), narrow ? 20 : 5, true,
+                 cifar10_layout());
+  };
+  const Trained fused = trained(false), composite = trained(true);
+  CHECK(test::relative_error(fused.weights, composite.weights) <= (narrow ? 0x1p-7 : 1e-4));
+  for (size_t i = 0; i < fused.losses.size(); ++i)
+    CHECK(fused.losses[i] == Approx(composite.losses[i]).epsilon(narrow ? 0x1p-7 : 1e-5));
 }

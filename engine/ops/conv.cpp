@@ -124,6 +124,27 @@ void add_composite(Graph& g, const View& x, const Filter& f, const Filter& short
   g.add_product(*call, multiply_adds(g, f, y));
 }
 
+// The gradient by a group norm's output, led on to before its SiLU and dropout, if the backend has
+// it and nobody else adds to it.
+bool add_gradient_at_norm(Graph& g, const View& x, const Filter& f, const ConvOptions& o,
+                          Tensor dy) {
+  if (!x.norm || g.grad(x.value)) return false;
+  ConvDesc d = plain_desc(g, x, o);
+  ConvSlots slots;
+  describe_input(g, x, d, slots);
+  slots.filter = g.compute_weight(f.weight);
+  const Tensor dz = g.activation(x.norm->desc.shape());
+  const Tensor sums =
+      g.tensor({1, 1, 1, static_cast<int>(StatsDesc{x.norm->desc.shape()}.count())});
+  const auto call =
+      g.backend().conv_dgrad_norm(d, slots, x.norm->desc, x.norm->mean_rstd, dy, dz, sums);
+  if (!call) return false;
+  g.add_product(*call, multiply_adds(g, f, dy));
+  g.set_grad(x.value, dz);
+  x.norm->gradient_sums = sums;
+  return true;
+}
+
 // dx = conv^T(dy), dw = sum over pixels of dy x, of one filter. `x` is written out again.
 void add_filter_gradients(Graph& g, const View& x, const Filter& f, const ConvOptions& o,
                           Tensor dy) {
@@ -143,7 +164,7 @@ void add_filter_gradients(Graph& g, const View& x, const Filter& f, const ConvOp
     DDPM_CHECK(call.has_value(), "the backend declines a plain weight gradient");
     g.add_product(*call, multiply_adds(g, f, dy));
   }
-  if (!g.requires_grad(x.value)) return;
+  if (!g.requires_grad(x.value) || add_gradient_at_norm(g, x, f, o, dy)) return;
   ConvSlots slots;
   slots.filter = packed_filter(g, d, ConvPass::kDgrad, f.weight);
   const GradOut dx = g.grad_out(x.value);

@@ -29,9 +29,9 @@ View group_norm_silu(Graph& g, const View& x, const std::string& name, const Gro
   const Tensor gamma = g.parameter("weight", vector, 1, {{key + ".weight", d.c(), Init::kOnes}});
   const Tensor beta = g.parameter("bias", vector, 1, {{key + ".bias", d.c(), Init::kZeros}});
   norm->scale_shift = g.tensor({d.x.n, 1, 1, 2 * d.c()});
-  const Tensor mean_rstd = g.tensor({d.x.n, 1, 1, 2 * d.groups});
+  norm->mean_rstd = g.tensor({d.x.n, 1, 1, 2 * d.groups});
   g.add(g.backend().group_norm_scale_shift(d, stats, stats2, gamma, beta, norm->scale_shift,
-                                           mean_rstd));
+                                           norm->mean_rstd));
 
   View v;
   v.x = x.x;
@@ -39,12 +39,13 @@ View group_norm_silu(Graph& g, const View& x, const std::string& name, const Gro
   v.value = g.activation(d.shape());
   v.norm = norm;
   g.set_requires_grad(v.value, true);
-  g.on_backward([v, gamma, beta, mean_rstd](Graph& g) {
+  g.on_backward([v, gamma, beta](Graph& g) {
     const GradOut dx = g.grad_out(v.x), dx2 = v.x2 ? g.grad_out(v.x2) : GradOut{};
     const GradOut dgamma = g.grad_out(gamma), dbeta = g.grad_out(beta);
-    g.add(g.backend().group_norm_backward(
-        v.norm->desc, v.x, v.x2, v.norm->scale_shift, mean_rstd, gamma, g.state(), g.grad(v.value),
-        dx.tensor, dx.write, dx2.tensor, dx2.write, dgamma.tensor, dbeta.tensor, dgamma.write));
+    g.add(g.backend().group_norm_backward(v.norm->desc, v.x, v.x2, v.norm->scale_shift,
+                                          v.norm->mean_rstd, gamma, g.state(), g.grad(v.value),
+                                          v.norm->gradient_sums, dx.tensor, dx.write, dx2.tensor,
+                                          dx2.write, dgamma.tensor, dbeta.tensor, dgamma.write));
   });
   return v;
 }

@@ -37,6 +37,10 @@ class CpuBackend final : public Backend {
   std::optional<Call> conv_forward(const ConvDesc&, const ConvSlots&, Out y,
                                    Out statistics) override;
   std::optional<Call> conv_dgrad(const ConvDesc&, const ConvSlots&, In dy, Out dx, Write) override;
+  std::optional<Call> conv_dgrad_norm(const ConvDesc&, const ConvSlots&, const GroupNormDesc&, In,
+                                      In, Out, Out) override {
+    return std::nullopt;
+  }
   std::optional<Call> conv_wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter,
                                  Write) override;
   Call gemm(const GemmDesc&, In a, In b, In bias, In residual, Out c, Write) override;
@@ -51,8 +55,8 @@ class CpuBackend final : public Backend {
   Call group_norm_apply(const GroupNormDesc&, In x, In x2, In scale_shift, In state,
                         Out y) override;
   Call group_norm_backward(const GroupNormDesc&, In x, In x2, In scale_shift, In mean_rstd,
-                           In gamma, In state, In dy, Out dx, Write, Out dx2, Write, Out dgamma,
-                           Out dbeta, Write) override;
+                           In gamma, In state, In dy, In sums, Out dx, Write, Out dx2, Write,
+                           Out dgamma, Out dbeta, Write) override;
 
   Call attention_forward(const AttentionDesc&, In qkv, Out o, Out lse) override;
   Call attention_backward(const AttentionDesc&, In qkv, In o, In lse, In d_o, Out dqkv) override;

@@ -486,10 +486,11 @@ void merge_images(const GroupNormLoop& l, const float* mean_rstd, const Backward
 
 // dx may be dy's memory where there is no second input and dx is overwritten.
 Call CpuBackend::group_norm_backward(const GroupNormDesc& d, In x, In x2, In scale_shift,
-                                     In mean_rstd, In gamma, In state, In dy, Out dx, Write write,
-                                     Out dx2, Write write2, Out dgamma, Out dbeta,
+                                     In mean_rstd, In gamma, In state, In dy, In sums, Out dx,
+                                     Write write, Out dx2, Write write2, Out dgamma, Out dbeta,
                                      Write write_parameters) {
   check("group_norm_backward", d, x2, state);
+  DDPM_CHECK(!sums, "group_norm_backward: sums, which no convolution of the CPU gives");
   if (!dx || static_cast<bool>(dx2) != (d.c2 > 0))
     fail(Status::kBug, "group_norm_backward: needs dx, and dx2 with a second input only");
   const GroupNormLoop loop(d);

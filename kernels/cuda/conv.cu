@@ -40,10 +40,17 @@ Call finish(Call call, ConvPlan plan) {
 
 // Reads its input as it is: what is left of the desc is taps and what is added behind them.
 bool reads_plainly(ConvDesc d) {
-  d.residual = d.statistics = false;
-  d.sample_bias_stride = d.sample_bias_offset = 0;
-  d.shortcut_c = d.shortcut_c2 = 0;
-  return d.plain();
+  d.statistics = false;
+  d.shortcut_c = 0;
+  return d.basic();
+}
+
+Call dgrad(DType type, const ConvDesc& d, const ConvSlots& s, In dy, const GradientSlots& to,
+           Call call) {
+  ConvPlan plan;
+  if (type == DType::kBF16) plan = tensor_dgrad(d, s, dy, to);
+  if (!plan.run) plan = direct_dgrad(type, d, s, dy, to);
+  return finish(std::move(call), std::move(plan));
 }
 
 }  // namespace
@@ -89,10 +96,25 @@ std::optional<Call> conv_dgrad(DType type, const ConvDesc& d, const ConvSlots& s
   check_conv(d, op);
   if (!reads_plainly(d)) return std::nullopt;
   DDPM_CHECK(s.filter && dy && dx, "%s: filter, dy and dx must be present", op);
-  ConvPlan plan;
-  if (type == DType::kBF16) plan = tensor_dgrad(d, s, dy, dx, write);
-  if (!plan.run) plan = direct_dgrad(type, d, s, dy, dx, write);
-  return finish({op, {s.filter, dy}, {dx}, 0, nullptr}, std::move(plan));
+  return dgrad(type, d, s, dy, {.dx = dx, .write = write}, {op, {s.filter, dy}, {dx}, 0, nullptr});
+}
+
+std::optional<Call> conv_dgrad_norm(DType type, const ConvDesc& d, const ConvSlots& s,
+                                    const GroupNormDesc& norm, In mean_rstd, In dy, Out dz,
+                                    Out sums) {
+  const char* op = "conv_dgrad_norm";
+  check_conv(d, op);
+  check_input(d, s, op);
+  if (d.upsample) return std::nullopt;
+  DDPM_CHECK(s.filter && dy && dz && sums && mean_rstd && d.transform.affine && norm.groups > 0 &&
+                 norm.c() == d.c() && d.c() % norm.groups == 0 && norm.tile == StatsDesc{}.tile,
+             "%s: filter, dy, dz, sums, mean_rstd and a norm of %d channels must be present", op,
+             d.c());
+  Call call{op, {s.filter, dy, mean_rstd}, {dz, sums}, 0, nullptr};
+  add_input_reads(d, s, call);
+  return dgrad(type, d, s, dy,
+               {.dx = dz, .groups = norm.groups, .mean_rstd = mean_rstd, .sums = sums},
+               std::move(call));
 }
 
 std::optional<Call> conv_wgrad(DType type, const ConvDesc& d, const ConvSlots& s, In dy,

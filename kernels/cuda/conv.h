@@ -16,6 +16,9 @@ std::optional<Call> conv_forward(DType, const ConvDesc&, const ConvSlots&, Out y
                                  bool batch_invariant = false);
 // nullopt unless the convolution reads its input as it is; what is added behind it may be anything.
 std::optional<Call> conv_dgrad(DType, const ConvDesc&, const ConvSlots&, In dy, Out dx, Write);
+// nullopt where the input is upsampled on its way in.
+std::optional<Call> conv_dgrad_norm(DType, const ConvDesc&, const ConvSlots&, const GroupNormDesc&,
+                                    In mean_rstd, In dy, Out dz, Out sums);
 // With concatenation, transform and upsampling of the input recomputed.
 std::optional<Call> conv_wgrad(DType, const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write);
 

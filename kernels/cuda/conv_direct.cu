@@ -26,8 +26,7 @@ __device__ __forceinline__ float transform_one(const ConvInput<T>& in, int n, in
   const int64_t element = int64_t{pixel - n * in.pixels} * in.channels() + c;
   const Philox4 words = draw(in, n, element);
   const int index = static_cast<int>(element % 8);
-  const uint32_t low = index < 2 ? words[0] : words[1], high = index < 6 ? words[2] : words[3];
-  return drop(in, index < 4 ? low : high, index % 2, v);
+  return drop(in, word_of(words, index), index % 2, v);
 }
 
 // Up to eight channels of a stored pixel in fp32, transformed; zeros on padding and behind the end.
@@ -187,7 +186,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_direct_kernel(const DirectP
       store_floats<float>(staged + ((row + i) * sums_pitch(kColumns) + column), sums[i]);
   }
   block_sync();
-  finish_tile<T, kColumns>(p.out, t, tile, k0, staged);
+  finish_tile<T, kColumns, Gradient>(p.out, t, tile, k0, staged);
 }
 
 template <typename T>
@@ -316,15 +315,15 @@ ConvPlan direct_forward(DType type, const ConvDesc& d, const ConvSlots& s, Out y
   });
 }
 
-ConvPlan direct_dgrad(DType type, const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
-                      Write write) {
+ConvPlan direct_dgrad(DType type, const ConvDesc& d, const ConvSlots& s, In dy,
+                      const GradientSlots& to) {
   const ConvTiles tiles = dgrad_tiles(d, kRows);
   return dispatch(type, [&]<typename T>(T) -> ConvPlan {
     return {0, [=](const Run& r) {
               DirectProblem<T> p;
               p.in = plain_input(r.in<T>(dy), d.k, d.y().pixels());
               p.filter = r.in<T>(s.filter);
-              p.out = gradient_output(r.out<T>(dx), d.x.c, write);
+              p.out = gradient_output<T>(d, s, to, r);
               launch_direct<T, true>(p, tiles, r);
             }};
   });

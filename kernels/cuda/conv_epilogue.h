@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/block.h"
+#include "kernels/cuda/conv_norm_gradient.h"
 #include "kernels/cuda/conv_tile.h"
 
 namespace ddpm::cuda {
@@ -16,10 +17,8 @@ struct ConvOutput {
   Global<const T> residual = nullptr;
   Global<float> statistics = nullptr;
   bool accumulate = false;
+  NormGradient<T> norm;  // of a gradient
 };
-
-// Tiles of sums in shared memory, (rows, Columns) in fp32.
-constexpr int sums_pitch(int columns) { return columns + 8; }
 
 __device__ __forceinline__ void add_to(float& v, float more) { v += more; }
 
@@ -68,15 +67,12 @@ template <int Columns>
 __device__ __forceinline__ void write_statistics(const Global<float>& statistics, int channels,
                                                  const ConvTiles& t, const Tile& tile, int k0,
                                                  const Smem<float>& sums) {
-  const bool whole = t.tile_images > 1;
-  const int run_rows = whole ? t.pixels() : 64;
-  const int runs = (tile.rows + run_rows - 1) / run_rows;
-  const int tiles = (t.pixels() + 63) / 64;
-  for (int i = static_cast<int>(threadIdx.x); i < runs * Columns; i += kConvThreads) {
+  const TileRuns runs(t, tile);
+  for (int i = static_cast<int>(threadIdx.x); i < runs.count * Columns; i += kConvThreads) {
     const int run = i / Columns, column = i % Columns, k = k0 + column;
     if (k >= channels) continue;
-    const int m = run * run_rows, left = tile.rows - m, rows = left < run_rows ? left : run_rows;
-    const auto at = sums + (int64_t{m} * sums_pitch(Columns) + column);
+    const int rows = runs.rows_of(tile, run);
+    const auto at = sums + (int64_t{run} * runs.rows * sums_pitch(Columns) + column);
     float mean = 0, m2 = 0;
     for (int j = 0; j < rows; ++j) mean += at[j * sums_pitch(Columns)];
     mean = mean / static_cast<float>(rows);
@@ -84,16 +80,13 @@ __device__ __forceinline__ void write_statistics(const Global<float>& statistics
       const float d = at[j * sums_pitch(Columns)] - mean;
       m2 += d * d;
     }
-    const int n = whole ? tile.n + run : tile.n;
-    const int64_t in_image = tile.first + int64_t{run} * t.jump() - int64_t{n} * t.pixels();
-    const int64_t index = whole ? n : int64_t{n} * tiles + in_image / 64;
     const float pair[2] = {mean, m2};
-    store_floats<float>(statistics + (index * channels + k) * 2, pair);
+    store_floats<float>(statistics + (runs.index(t, tile, run) * channels + k) * 2, pair);
   }
 }
 
-// The block's sums, complete and visible to all, to y.
-template <typename T, int Columns>
+// The block's sums, complete and visible to all, to y. Gradient: y is one, perhaps by a norm.
+template <typename T, int Columns, bool Gradient>
 __device__ __forceinline__ void finish_tile(const ConvOutput<T>& o, const ConvTiles& t,
                                             const Tile& tile, int k0, const Smem<float>& sums) {
   constexpr int kGroups = Columns / 8;
@@ -104,12 +97,27 @@ __device__ __forceinline__ void finish_tile(const ConvOutput<T>& o, const ConvTi
       const int64_t pixel = output_pixel(t, tile, m);
       const int n = image_of(t, tile, m);
       const auto at = sums + (int64_t{m} * sums_pitch(Columns) + column);
-      if (o.k % 8 == 0) {
-        finish_run<T, 8>(o, at, n, pixel, k);
+      const auto finish = [&]<int N>(int i) {
+        if constexpr (Gradient) {
+          if (o.norm.in.x != nullptr) {
+            finish_gradient<T, N>(o.norm, o.y, at + i, n, pixel, k + i);
+            return;
+          }
+        }
+        finish_run<T, N>(o, at + i, n, pixel, k + i);
+      };
+      if (o.k % 8 == 0 && (!Gradient || o.norm.in.c1 % 8 == 0)) {
+        finish.template operator()<8>(0);
       } else {
-        for (int i = 0; i < 8 && k + i < o.k; ++i) finish_run<T, 1>(o, at + i, n, pixel, k + i);
+        for (int i = 0; i < 8 && k + i < o.k; ++i) finish.template operator()<1>(i);
       }
     }
+  }
+  if constexpr (Gradient) {
+    if (o.norm.in.x == nullptr) return;
+    block_sync();
+    write_norm_sums<T, Columns>(o.norm, t, tile, k0, sums);
+    return;
   }
   if (o.statistics == nullptr) return;
   block_sync();

@@ -336,11 +336,12 @@ __global__ void __launch_bounds__(kConvThreads, 2) conv_kernel(const ConvProblem
       store_floats<float>(staged + (m * sums_pitch(Columns) + k), pair);
     });
   block_sync();
-  finish_tile<bf16, Columns>(a.out, t, tile, k0, staged);
+  finish_tile<bf16, Columns, Gradient>(a.out, t, tile, k0, staged);
 }
 
 // The sum over splits of 128 pixels x 32 channels, and what follows it.
 constexpr int kFinishColumns = 32;
+template <bool Gradient>
 __global__ void __launch_bounds__(kConvThreads) conv_finish_kernel(const ConvProblem a, int pitch) {
   const ConvTiles& t = a.tiles;
   SharedMemory shared;
@@ -366,7 +367,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_finish_kernel(const ConvPro
     }
   }
   block_sync();
-  finish_tile<bf16, kFinishColumns>(a.out, t, tile, k0, staged);
+  finish_tile<bf16, kFinishColumns, Gradient>(a.out, t, tile, k0, staged);
 }
 
 // ---- host ----
@@ -461,11 +462,14 @@ struct Launch {
       start<false>(grid, r, a);
     if (cut.splits == 1) return;
     const int finish = tiles.count * ((k + kFinishColumns - 1) / kFinishColumns);
-    launch<conv_finish_kernel>(
-        {.grid_x = static_cast<unsigned>(finish),
-         .block = kConvThreads,
-         .shared = shared_bytes<float>(static_cast<size_t>(kRows * sums_pitch(kFinishColumns)))},
-        r.stream, a, pitch());
+    const LaunchShape rest{
+        .grid_x = static_cast<unsigned>(finish),
+        .block = kConvThreads,
+        .shared = shared_bytes<float>(static_cast<size_t>(kRows * sums_pitch(kFinishColumns)))};
+    if (gradient)
+      launch<conv_finish_kernel<true>>(rest, r.stream, a, pitch());
+    else
+      launch<conv_finish_kernel<false>>(rest, r.stream, a, pitch());
   }
 };
 
@@ -495,16 +499,16 @@ ConvPlan tensor_forward(const ConvDesc& d, const ConvSlots& s, Out y, Out statis
           }};
 }
 
-ConvPlan tensor_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx, Write write) {
-  const bool aligned = d.x.c % 8 == 0 && d.k % 8 == 0;
-  Launch plan{.tiles = dgrad_tiles(d, kRows), .k = d.x.c, .gradient = true, .aligned = aligned};
-  plan.cut = choose_cut(plan.tiles, plan.tiles.count, d.k, false, d.x.c, true, aligned);
+ConvPlan tensor_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, const GradientSlots& to) {
+  const bool aligned = d.c() % 8 == 0 && d.k % 8 == 0;
+  Launch plan{.tiles = dgrad_tiles(d, kRows), .k = d.c(), .gradient = true, .aligned = aligned};
+  plan.cut = choose_cut(plan.tiles, plan.tiles.count, d.k, false, d.c(), true, aligned);
   if (!plan.fits()) return {};
   return {plan.workspace(), [=](const Run& r) {
             ConvProblem a;
             a.in = plain_input(r.in<bf16>(dy), d.k, d.y().pixels());
             a.filter = r.in<bf16>(s.filter);
-            a.out = gradient_output(r.out<bf16>(dx), d.x.c, write);
+            a.out = gradient_output<bf16>(d, s, to, r);
             plan.run(a, r);
           }};
 }

@@ -148,12 +148,28 @@ ConvOutput<T> make_output(const ConvDesc& d, const ConvSlots& s, const Run& r, O
   return o;
 }
 
+// Where a gradient by the input goes. With a norm it is led back to before that.
+struct GradientSlots {
+  Out dx;
+  Write write = Write::kOverwrite;
+  int groups = 0;  // of the norm; 0 = none
+  In mean_rstd;
+  Out sums;
+};
+
 template <typename T>
-ConvOutput<T> gradient_output(T* dx, int channels, Write write) {
+ConvOutput<T> gradient_output(const ConvDesc& d, const ConvSlots& s, const GradientSlots& to,
+                              const Run& r) {
   ConvOutput<T> o;
-  o.y = dx;
-  o.k = channels;
-  o.accumulate = write == Write::kAccumulate;
+  o.y = r.out<T>(to.dx);
+  o.k = d.c();
+  o.accumulate = to.write == Write::kAccumulate;
+  if (to.groups == 0) return o;
+  o.norm.in = make_input<T>(d, s, r);
+  o.norm.mean_rstd = r.in<float>(to.mean_rstd);
+  o.norm.groups = to.groups;
+  o.norm.group_channels = d.c() / to.groups;
+  o.norm.sums = r.out<float>(to.sums);
   return o;
 }
 
@@ -165,10 +181,10 @@ struct ConvPlan {
 };
 ConvPlan tensor_forward(const ConvDesc&, const ConvSlots&, Out y, Out statistics,
                         bool batch_invariant);
-ConvPlan tensor_dgrad(const ConvDesc&, const ConvSlots&, In dy, Out dx, Write);
+ConvPlan tensor_dgrad(const ConvDesc&, const ConvSlots&, In dy, const GradientSlots&);
 ConvPlan tensor_wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write);
 ConvPlan direct_forward(DType, const ConvDesc&, const ConvSlots&, Out y, Out statistics);
-ConvPlan direct_dgrad(DType, const ConvDesc&, const ConvSlots&, In dy, Out dx, Write);
+ConvPlan direct_dgrad(DType, const ConvDesc&, const ConvSlots&, In dy, const GradientSlots&);
 ConvPlan direct_wgrad(DType, const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write);
 
 // dfilter (+)= the sum over splits of partial (splits, count), in order.

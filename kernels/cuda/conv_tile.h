@@ -114,6 +114,34 @@ __device__ __forceinline__ int only_image(const ConvTiles& t, const Tile& tile) 
   return t.tile_images > 1 ? -1 : tile.n;
 }
 
+// A tile cut into what statistics and sums are of: 64 consecutive pixels, or an image of fewer.
+struct TileRuns {
+  bool whole;  // images
+  int rows;    // of a run; the last may have fewer
+  int count;
+
+  __device__ __forceinline__ TileRuns(const ConvTiles& t, const Tile& tile)
+      : whole(t.tile_images > 1),
+        rows(whole ? t.pixels() : 64),
+        count((tile.rows + rows - 1) / rows) {}
+  __device__ __forceinline__ int image(const Tile& tile, int run) const {
+    return whole ? tile.n + run : tile.n;
+  }
+  __device__ __forceinline__ int rows_of(const Tile& tile, int run) const {
+    const int left = tile.rows - run * rows;
+    return left < rows ? left : rows;
+  }
+  // Of the run among those of all images.
+  __device__ __forceinline__ int64_t index(const ConvTiles& t, const Tile& tile, int run) const {
+    if (whole) return image(tile, run);
+    const int64_t in_image = tile.first + int64_t{run} * t.jump() - int64_t{tile.n} * t.pixels();
+    return int64_t{tile.n} * ((t.pixels() + 63) / 64) + in_image / 64;
+  }
+};
+
+// Tiles of sums in shared memory, (rows, Columns) in fp32.
+constexpr int sums_pitch(int columns) { return columns + 8; }
+
 // Halo pixel under tap (0,0) of row m; of a row there is if m is none.
 __device__ __forceinline__ int halo_of(const ConvTiles& t, const Tile& tile, int m) {
   if (m >= tile.rows) m = 0;
@@ -194,6 +222,11 @@ __device__ __forceinline__ Philox4 draw(const ConvInput<T>& in, int n, int64_t e
                             .step = static_cast<uint32_t>(in.state[0].step),
                             .layer = in.layer};
   return stream.block(static_cast<uint32_t>(element / 8));
+}
+// The word that decides on element `index` of a block; chosen, since indexing would cost memory.
+__device__ __forceinline__ uint32_t word_of(const Philox4& words, int index) {
+  const uint32_t low = index < 2 ? words[0] : words[1], high = index < 6 ? words[2] : words[3];
+  return index < 4 ? low : high;
 }
 template <typename T>
 __device__ __forceinline__ float drop(const ConvInput<T>& in, uint32_t word, int half, float v) {

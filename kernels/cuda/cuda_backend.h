@@ -28,8 +28,8 @@ class CudaBackend : public Backend {
   Call group_norm_apply(const GroupNormDesc&, In x, In x2, In scale_shift, In state,
                         Out y) override;
   Call group_norm_backward(const GroupNormDesc&, In x, In x2, In scale_shift, In mean_rstd,
-                           In gamma, In state, In dy, Out dx, Write, Out dx2, Write, Out dgamma,
-                           Out dbeta, Write) override;
+                           In gamma, In state, In dy, In sums, Out dx, Write, Out dx2, Write,
+                           Out dgamma, Out dbeta, Write) override;
 
   Call attention_forward(const AttentionDesc&, In qkv, Out o, Out lse) override;
   Call attention_backward(const AttentionDesc&, In qkv, In o, In lse, In d_o, Out dqkv) override;

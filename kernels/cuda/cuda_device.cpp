@@ -264,10 +264,7 @@ std::unique_ptr<Recording> CudaDevice::record(const std::function<void()>& calls
 }
 
 bool CudaDevice::by_library(const ConvDesc& d) const {
-  ConvDesc rest = d;  // without what a pass behind the library adds
-  rest.residual = false;
-  rest.sample_bias_stride = rest.sample_bias_offset = 0;
-  return !options_.batch_invariant && rest.plain();
+  return !options_.batch_invariant && d.basic();
 }
 
 Call CudaDevice::conv_pack(const ConvDesc&, ConvPass, In, Out) {
@@ -287,6 +284,13 @@ std::optional<Call> CudaDevice::conv_dgrad(const ConvDesc& d, const ConvSlots& s
                                            Write write) {
   if (by_library(d)) return cudnn_->dgrad(d, s, dy, dx, write);
   return cuda::conv_dgrad(compute_type(), d, s, dy, dx, write);
+}
+
+std::optional<Call> CudaDevice::conv_dgrad_norm(const ConvDesc& d, const ConvSlots& s,
+                                                const GroupNormDesc& norm, In mean_rstd, In dy,
+                                                Out dz, Out sums) {
+  if (!options_.batch_invariant) return std::nullopt;
+  return cuda::conv_dgrad_norm(compute_type(), d, s, norm, mean_rstd, dy, dz, sums);
 }
 
 std::optional<Call> CudaDevice::conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy,

@@ -5,6 +5,7 @@
 //   apply            reads x and writes y, once: the least there is
 //   backward         sums: reads x and dy; then dx: reads them again and writes dx. A tensor that
 //                    the L2 cache holds is read from memory once: the second pass goes backwards.
+//                    Where a convolution has left dz and its sums, only dx is left to do.
 #include <cmath>
 
 #include "kernels/cuda/block.h"
@@ -23,8 +24,9 @@ struct Norm {
   uint32_t threshold;  // of dropout; 0: none
   float factor;        // what dropout multiplies kept elements by
 
-  Norm(const GroupNormDesc& d, int v, int per_thread)
-      : t(d.x.n, d.x.pixels(), d.c(), v, per_thread, 0),
+  // run: pixels of a block; 0: as many as give each thread `per_thread`.
+  Norm(const GroupNormDesc& d, int v, int per_thread, int run = 0)
+      : t(d.x.n, d.x.pixels(), d.c(), v, per_thread, run),
         c1(d.x.c),
         c2(d.c2),
         groups(d.groups),
@@ -454,7 +456,8 @@ constexpr int kApplyPixels = 4, kSumPixels = 8, kDxPixels = 4;  // of a thread
 struct BackwardSpace {
   size_t sums, group, partial, bytes;  // where they begin
 
-  explicit BackwardSpace(const Norm& s) {
+  // `summed`: the partial sums lie elsewhere.
+  BackwardSpace(const Norm& s, bool summed) {
     const auto floats = [](int64_t count) {
       return (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64;
     };
@@ -462,19 +465,26 @@ struct BackwardSpace {
     sums = 0;
     group = floats(n * 2 * s.t.channels);
     partial = group + floats(n * s.groups * 2);
-    bytes = partial + floats(n * s.t.runs * 2 * s.t.channels);
+    bytes = partial + (summed ? 0 : floats(n * s.t.runs * 2 * s.t.channels));
   }
 };
 
 struct BackwardSlots {
-  In x, x2, scale_shift, mean_rstd, gamma, state, dy;
+  In x, x2, scale_shift, mean_rstd, gamma, state, dy, sums;
   Out dx, dx2, dgamma, dbeta;
 };
 
 template <typename T, int V, int Slots>
 Call backward(const GroupNormDesc& d, const BackwardSlots& b, const Accumulate& accumulate) {
-  const Norm sums_of(d, V, kSumPixels), dx_of(d, V, kDxPixels);
-  const BackwardSpace space(sums_of);
+  const bool summed = static_cast<bool>(b.sums);
+  const Norm sums_of = summed ? Norm(d, V, 0, d.tile) : Norm(d, V, kSumPixels);
+  GroupNormDesc rest = d;  // what lies between dy and dx
+  if (summed) {
+    rest.silu = false;
+    rest.dropout = {};
+  }
+  const Norm dx_of(rest, V, kDxPixels);
+  const BackwardSpace space(sums_of, summed);
   const unsigned merge = merge_block(int64_t{sums_of.t.runs} * sums_of.group_channels);
   const unsigned sum_blocks = sums_of.t.blocks(),
                  dx_blocks =
@@ -483,16 +493,19 @@ Call backward(const GroupNormDesc& d, const BackwardSlots& b, const Accumulate& 
     char* workspace = static_cast<char*>(r.workspace);
     float* sums = reinterpret_cast<float*>(workspace + space.sums);
     float* group = reinterpret_cast<float*>(workspace + space.group);
-    float* partial = reinterpret_cast<float*>(workspace + space.partial);
+    const float* partial =
+        summed ? r.in<float>(b.sums) : reinterpret_cast<float*>(workspace + space.partial);
     const T *x = r.in<T>(b.x), *x2 = r.in<T>(b.x2), *dy = r.in<T>(b.dy);
     const float* scale_shift = r.in<float>(b.scale_shift);
     const float* mean_rstd = r.in<float>(b.mean_rstd);
     const StepState* state = r.in<StepState>(b.state);
-    launch<backward_sums_kernel<T, V, Slots>>({.grid_x = sum_blocks,
-                                               .block = kTileThreads,
-                                               .shared = shared_bytes<float>(2 * kTileThreads * V)},
-                                              r.stream, sums_of, x, x2, scale_shift, mean_rstd,
-                                              state, dy, partial);
+    if (!summed)
+      launch<backward_sums_kernel<T, V, Slots>>(
+          {.grid_x = sum_blocks,
+           .block = kTileThreads,
+           .shared = shared_bytes<float>(2 * kTileThreads * V)},
+          r.stream, sums_of, x, x2, scale_shift, mean_rstd, state, dy,
+          reinterpret_cast<float*>(workspace + space.partial));
     launch<backward_merge_kernel>(
         {.grid_x = static_cast<unsigned>(d.x.n * d.groups),
          .block = merge,
@@ -504,7 +517,7 @@ Call backward(const GroupNormDesc& d, const BackwardSlots& b, const Accumulate& 
         r.out<T>(b.dx2), r.out<float>(b.dgamma), r.out<float>(b.dbeta));
   };
   return {"group_norm_backward",
-          present({b.x, b.x2, b.scale_shift, b.mean_rstd, b.gamma, b.state, b.dy}),
+          present({b.x, b.x2, b.scale_shift, b.mean_rstd, b.gamma, b.state, b.dy, b.sums}),
           present({b.dx, b.dx2, b.dgamma, b.dbeta}), space.bytes, run};
 }
 
@@ -548,15 +561,15 @@ Call CudaBackend::group_norm_apply(const GroupNormDesc& d, In x, In x2, In scale
 
 // dx may be dy's memory where there is no second input and dx is overwritten.
 Call CudaBackend::group_norm_backward(const GroupNormDesc& d, In x, In x2, In scale_shift,
-                                      In mean_rstd, In gamma, In state, In dy, Out dx, Write write,
-                                      Out dx2, Write write2, Out dgamma, Out dbeta,
+                                      In mean_rstd, In gamma, In state, In dy, In sums, Out dx,
+                                      Write write, Out dx2, Write write2, Out dgamma, Out dbeta,
                                       Write write_parameters) {
   check("group_norm_backward", d, x2, state);
   DDPM_CHECK(dx && static_cast<bool>(dx2) == (d.c2 > 0) && dgamma && dbeta,
              "group_norm_backward: x %s: needs dx, dgamma, dbeta, and dx2 with a second input only",
              to_string(d.x).c_str());
-  const BackwardSlots slots{x,  x2, scale_shift, mean_rstd, gamma, state,
-                            dy, dx, dx2,         dgamma,    dbeta};
+  const BackwardSlots slots{x,  x2,   scale_shift, mean_rstd, gamma,  state,
+                            dy, sums, dx,          dx2,       dgamma, dbeta};
   const Accumulate accumulate{write == Write::kAccumulate, write2 == Write::kAccumulate,
                               write_parameters == Write::kAccumulate};
   return dispatch_width(type_, wide(d), [&]<typename T, int V>(T, std::integral_constant<int, V>) {

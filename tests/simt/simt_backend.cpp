@@ -80,9 +80,9 @@ std::vector<In> present(std::initializer_list<In> slots) {
 
 class SimtBackend final : public cuda::CudaBackend {
  public:
-  SimtBackend(DType compute_type, bool batch_invariant, size_t shared_bytes)
-      : CudaBackend(compute_type, shared_bytes > 0 ? shared_bytes : kHopperShared),
-        batch_invariant_(batch_invariant) {}
+  SimtBackend(DType compute_type, SimtOptions options)
+      : CudaBackend(compute_type, options.shared_bytes > 0 ? options.shared_bytes : kHopperShared),
+        options_(options) {}
 
   std::string name() const override { return "simt"; }
   std::string description() const override { return "CUDA kernels on the host"; }
@@ -120,14 +120,22 @@ class SimtBackend final : public cuda::CudaBackend {
   }
   std::optional<Call> conv_forward(const ConvDesc& d, const ConvSlots& s, Out y,
                                    Out statistics) override {
-    return cuda::conv_forward(compute_type(), d, s, y, statistics, batch_invariant_);
+    if (options_.composed && !d.basic()) return std::nullopt;
+    return cuda::conv_forward(compute_type(), d, s, y, statistics, options_.batch_invariant);
   }
   std::optional<Call> conv_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
                                  Write write) override {
     return cuda::conv_dgrad(compute_type(), d, s, dy, dx, write);
   }
+  std::optional<Call> conv_dgrad_norm(const ConvDesc& d, const ConvSlots& s,
+                                      const GroupNormDesc& norm, In mean_rstd, In dy, Out dz,
+                                      Out sums) override {
+    if (options_.composed) return std::nullopt;
+    return cuda::conv_dgrad_norm(compute_type(), d, s, norm, mean_rstd, dy, dz, sums);
+  }
   std::optional<Call> conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
                                  Write write) override {
+    if (options_.composed && !d.basic()) return std::nullopt;
     return cuda::conv_wgrad(compute_type(), d, s, dy, dfilter, write);
   }
   Call gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c, Write write) override {
@@ -143,14 +151,13 @@ class SimtBackend final : public cuda::CudaBackend {
   }
 
  private:
-  bool batch_invariant_;
+  SimtOptions options_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_simt_backend(DType compute_type, bool batch_invariant,
-                                           size_t shared_bytes) {
-  return std::make_unique<SimtBackend>(compute_type, batch_invariant, shared_bytes);
+std::unique_ptr<Backend> make_simt_backend(DType compute_type, SimtOptions options) {
+  return std::make_unique<SimtBackend>(compute_type, options);
 }
 
 }  // namespace ddpm::test

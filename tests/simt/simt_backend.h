@@ -8,9 +8,13 @@
 
 namespace ddpm::test {
 
-// compute_type kF32 or kBF16. batch_invariant: as BackendOptions'. shared_bytes: what a block may
-// have of shared memory; 0 = as much as on a Hopper.
-std::unique_ptr<Backend> make_simt_backend(DType compute_type, bool batch_invariant = false,
-                                           size_t shared_bytes = 0);
+struct SimtOptions {
+  bool batch_invariant = false;  // as BackendOptions'
+  size_t shared_bytes = 0;  // what a block may have of shared memory; 0 = as much as a Hopper's
+  bool composed = false;    // of a convolution, nothing is taken but what every backend must
+};
+
+// compute_type kF32 or kBF16.
+std::unique_ptr<Backend> make_simt_backend(DType compute_type, SimtOptions options = {});
 
 }  // namespace ddpm::test
