@@ -58,6 +58,9 @@ Tensor cast(Graph& g, Tensor x, DType);
 // keep the result: the activated copy is cheaper to recompute than to hold.
 Tensor materialize(Graph& g, const View& v);
 
+// What a convolution reads in the view's place: d's input, and the slots of the stored tensors.
+void describe_input(Graph& g, const View& v, ConvDesc& d, ConvSlots& slots);
+
 // A (N, stride) table of which columns [offset, offset + K) are added to every pixel of image n.
 struct SampleBias {
   Tensor table;

@@ -1,6 +1,7 @@
 // Convolution with everything around it. The backend is asked for the whole; where it declines, the
 // composite of plain calls is listed instead.
 #include "engine/ops.h"
+#include "kernels/conv_composite.h"
 
 namespace ddpm::ops {
 namespace {
@@ -52,19 +53,6 @@ ConvDesc plain_desc(Graph& g, const View& x, const ConvOptions& o) {
   return d;
 }
 
-// The desc and slots of the whole, read directly from the view's stored tensors.
-void describe_input(Graph& g, const View& x, ConvDesc& d, ConvSlots& slots) {
-  d.x = g.shape(x.x);
-  d.c2 = x.x2 ? g.shape(x.x2).c : 0;
-  d.upsample = x.upsampled;
-  slots.x = x.x;
-  slots.x2 = x.x2;
-  if (!x.norm) return;
-  d.transform = {true, x.norm->desc.silu, x.norm->desc.dropout};
-  slots.scale_shift = x.norm->scale_shift;
-  slots.state = g.state();
-}
-
 void describe_addends(Graph& g, const ConvOptions& o, ConvDesc& d, ConvSlots& slots) {
   if (o.sample_bias.table) {
     d.sample_bias_stride = g.shape(o.sample_bias.table).c;
@@ -75,19 +63,22 @@ void describe_addends(Graph& g, const ConvOptions& o, ConvDesc& d, ConvSlots& sl
   slots.residual = o.residual;
 }
 
-// One call for everything, if the backend has it.
-bool add_fused(Graph& g, const View& x, const Filter& f, const Filter& shortcut,
-               const ConvOptions& o, Tensor y) {
-  if (o.shortcut.value && (o.shortcut.norm || o.shortcut.upsampled)) return false;
+// One call for everything, if the backend has it; else a written-out input, bias and what is added,
+// the shortcut as a convolution of its own.
+void add_forward(Graph& g, const View& x, const Filter& f, const Filter& shortcut,
+                 const ConvOptions& o, Tensor y) {
   ConvDesc d = plain_desc(g, x, o);
   ConvSlots slots;
   describe_input(g, x, d, slots);
   describe_addends(g, o, d, slots);
   if (o.shortcut.value) {
-    d.shortcut_c = g.shape(o.shortcut.x).c;
-    d.shortcut_c2 = o.shortcut.x2 ? g.shape(o.shortcut.x2).c : 0;
-    slots.shortcut = o.shortcut.x;
-    slots.shortcut2 = o.shortcut.x2;
+    const View& s = o.shortcut;
+    const bool written = s.norm || s.upsampled;  // a desc cannot say that of a shortcut
+    const View from = written ? View(materialize(g, s)) : s;
+    d.shortcut_c = g.shape(from.x).c;
+    d.shortcut_c2 = from.x2 ? g.shape(from.x2).c : 0;
+    slots.shortcut = from.x;
+    slots.shortcut2 = from.x2;
     slots.shortcut_filter = g.compute_weight(shortcut.weight);
     slots.shortcut_bias = shortcut.bias;
   }
@@ -95,33 +86,20 @@ bool add_fused(Graph& g, const View& x, const Filter& f, const Filter& shortcut,
   slots.bias = f.bias;
   slots.filter = f.weight;
   const Tensor stats = g.tensor({1, 1, 1, static_cast<int>(StatsDesc{d.y()}.count())});
-  if (!g.backend().conv_forward(d, slots, y, stats)) return false;
+  if (!g.backend().conv_forward(d, slots, y, stats)) {
+    if (shortcut.weight) slots.shortcut_filter = shortcut.weight;
+    const ConvLister lister{[&](const Shape& s) -> Out { return g.activation(s); },
+                            [&](Call call) { g.add(std::move(call)); },
+                            [&](const ConvDesc& plain, In filter) -> In {
+                              return packed_filter(g, plain, ConvPass::kForward, {filter.slot});
+                            }};
+    list_forward(g.backend(), d, slots, y, lister);
+    return;
+  }
   slots.filter = packed_filter(g, d, ConvPass::kForward, f.weight);
   g.add_product(*g.backend().conv_forward(d, slots, y, stats),
                 multiply_adds(g, f, y) + (shortcut.weight ? multiply_adds(g, shortcut, y) : 0));
   g.set_statistics(y, stats);
-  return true;
-}
-
-// A written-out input, bias, and what is added; shortcut as a convolution of its own.
-void add_composite(Graph& g, const View& x, const Filter& f, const Filter& shortcut,
-                   const ConvOptions& o, Tensor y) {
-  ConvOptions rest = o;
-  if (o.shortcut.value) {
-    rest.shortcut = {};
-    rest.residual = g.activation(g.shape(y));
-    ConvOptions one{.k = o.k, .kernel = 1, .pad = {0, 0, 0, 0}};
-    add_composite(g, o.shortcut, shortcut, {}, one, rest.residual);
-  }
-  ConvDesc d = plain_desc(g, x, o);
-  ConvSlots slots;
-  slots.x = materialize(g, x);
-  slots.bias = f.bias;
-  describe_addends(g, rest, d, slots);
-  slots.filter = packed_filter(g, d, ConvPass::kForward, f.weight);
-  const auto call = g.backend().conv_forward(d, slots, y, {});
-  DDPM_CHECK(call.has_value(), "the backend declines a plain convolution");
-  g.add_product(*call, multiply_adds(g, f, y));
 }
 
 // The gradient by a group norm's output, led on to before its SiLU and dropout, if the backend has
@@ -212,7 +190,7 @@ Tensor conv(Graph& g, const View& x, const std::string& name, const ConvOptions&
     DDPM_CHECK(!addend || g.shape(addend).pixels() == out.pixels(), "conv %s: addend %s on %s",
                name.c_str(), to_string(g.shape(addend)).c_str(), to_string(out).c_str());
 
-  if (!add_fused(g, x, f, shortcut, o, y)) add_composite(g, x, f, shortcut, o, y);
+  add_forward(g, x, f, shortcut, o, y);
 
   g.on_backward([=](Graph& g) {
     const Tensor dy = g.grad(y);

@@ -1,5 +1,6 @@
 // Views that only read elsewhere: concatenation and upsampling, and writing a view out.
 #include "engine/ops.h"
+#include "kernels/conv_composite.h"
 
 namespace ddpm::ops {
 
@@ -46,25 +47,25 @@ Tensor cast(Graph& g, Tensor x, DType type) {
   return y;
 }
 
+void describe_input(Graph& g, const View& v, ConvDesc& d, ConvSlots& slots) {
+  d.x = g.shape(v.x);
+  d.c2 = v.x2 ? g.shape(v.x2).c : 0;
+  d.upsample = v.upsampled;
+  slots.x = v.x;
+  slots.x2 = v.x2;
+  if (!v.norm) return;
+  d.transform = {true, v.norm->desc.silu, v.norm->desc.dropout};
+  slots.scale_shift = v.norm->scale_shift;
+  slots.state = g.state();
+}
+
 Tensor materialize(Graph& g, const View& v) {
-  if (v.plain()) return v.x;
-  const Shape x = g.shape(v.x);
-  const int c2 = v.x2 ? g.shape(v.x2).c : 0;
-  Tensor out = v.x;
-  if (v.norm) {
-    out = g.activation(v.norm->desc.shape());
-    g.add(
-        g.backend().group_norm_apply(v.norm->desc, v.x, v.x2, v.norm->scale_shift, g.state(), out));
-  } else if (v.x2) {
-    out = g.activation({x.n, x.h, x.w, x.c + c2});
-    g.add(g.backend().concat(x, c2, v.x, v.x2, out));
-  }
-  if (v.upsampled) {
-    const Tensor small = out;
-    out = g.activation({x.n, 2 * x.h, 2 * x.w, x.c + c2});
-    g.add(g.backend().upsample(g.shape(small), small, out));
-  }
-  return out;
+  ConvDesc d;
+  ConvSlots slots;
+  describe_input(g, v, d, slots);
+  const ConvLister lister{[&](const Shape& s) -> Out { return g.activation(s); },
+                          [&](Call call) { g.add(std::move(call)); }};
+  return {list_input(g.backend(), d, slots, lister).slot};
 }
 
 }  // namespace ddpm::ops
