@@ -3,6 +3,7 @@
 #include <nvtx3/nvToolsExt.h>
 #include <nlohmann/json.hpp>
 
+#include "kernels/cuda/call_timer.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/conv.h"
 #include "kernels/cuda/graph_recording.h"
@@ -157,9 +158,16 @@ CudaDevice::CudaDevice(const BackendOptions& options, int device)
   CudnnConvOptions conv;
   conv.compute_type = compute_type();
   conv.exact_fp32 = options.precision == Precision::kFp32;
-  conv.tuning_seconds = 60;
+  conv.budget = std::make_shared<TuningBudget>(60);
   conv.device = chip_;
   cudnn_ = std::make_unique<CudnnConvolutions>(CudnnTarget::current_device(), conv);
+  ConvChoiceOptions choice;
+  choice.precision = precision_name(options.precision);
+  choice.library = cudnn_->table().library;
+  choice.batch_invariant = options.batch_invariant;
+  choice.timer = time_call;
+  choice.budget = conv.budget;
+  choice_ = std::make_unique<ConvChoice>(*this, *cudnn_, choice);
 }
 
 CudaDevice::~CudaDevice() {
@@ -183,13 +191,20 @@ std::string CudaDevice::numerics() const {
                 cuda_libraries().c_str());
 }
 
-std::string CudaDevice::plans() const { return to_json(cudnn_->table()).dump(); }
-
-void CudaDevice::use_plans(const std::string& text) {
-  cudnn_->use(plan_table_from_json(nlohmann::json::parse(text, nullptr, false), "plans"));
+std::string CudaDevice::plans() const {
+  PlanTable all = cudnn_->table();
+  all.choices.insert(choice_->table().choices.begin(), choice_->table().choices.end());
+  return to_json(all).dump();
 }
 
-bool CudaDevice::plans_kept() const { return cudnn_->replaced() == 0; }
+void CudaDevice::use_plans(const std::string& text) {
+  const PlanTable given =
+      plan_table_from_json(nlohmann::json::parse(text, nullptr, false), "plans");
+  cudnn_->use(given);
+  choice_->use(given);
+}
+
+bool CudaDevice::plans_kept() const { return cudnn_->replaced() + choice_->replaced() == 0; }
 
 std::unique_ptr<Memory> CudaDevice::allocate(size_t bytes) {
   use();
@@ -263,27 +278,18 @@ std::unique_ptr<Recording> CudaDevice::record(const std::function<void()>& calls
   return record_graph(stream_, calls);
 }
 
-bool CudaDevice::by_library(const ConvDesc& d) const {
-  return !options_.batch_invariant && d.basic();
-}
-
 Call CudaDevice::conv_pack(const ConvDesc&, ConvPass, In, Out) {
   fail(Status::kBug, "CUDA packs no filters");
 }
 
-// What is not plain is declined unless our own convolution must do everything: written-out inputs
-// and the library are the default until a GPU has timed both.
 std::optional<Call> CudaDevice::conv_forward(const ConvDesc& d, const ConvSlots& s, Out y,
                                              Out statistics) {
-  if (by_library(d)) return cudnn_->forward(d, s, y);
-  if (!options_.batch_invariant) return std::nullopt;
-  return cuda::conv_forward(compute_type(), d, s, y, statistics, true);
+  return choice_->forward(d, s, y, statistics);
 }
 
 std::optional<Call> CudaDevice::conv_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
                                            Write write) {
-  if (by_library(d)) return cudnn_->dgrad(d, s, dy, dx, write);
-  return cuda::conv_dgrad(compute_type(), d, s, dy, dx, write);
+  return choice_->dgrad(d, s, dy, dx, write);
 }
 
 std::optional<Call> CudaDevice::conv_dgrad_norm(const ConvDesc& d, const ConvSlots& s,
@@ -295,9 +301,7 @@ std::optional<Call> CudaDevice::conv_dgrad_norm(const ConvDesc& d, const ConvSlo
 
 std::optional<Call> CudaDevice::conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy,
                                            Out dfilter, Write write) {
-  if (by_library(d)) return cudnn_->wgrad(d, s, dy, dfilter, write);
-  if (!options_.batch_invariant) return std::nullopt;
-  return cuda::conv_wgrad(compute_type(), d, s, dy, dfilter, write);
+  return choice_->wgrad(d, s, dy, dfilter, write);
 }
 
 Call CudaDevice::gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c, Write write) {

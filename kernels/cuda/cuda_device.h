@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "kernels/cuda/conv_choice.h"
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cudnn_conv.h"
@@ -51,8 +52,6 @@ class CudaDevice final : public CudaBackend {
 
  private:
   void use() const;  // the calling thread's device becomes this one
-  // Whether a convolution goes to the library, which takes none of what is fused on the way in.
-  bool by_library(const ConvDesc&) const;
 
   BackendOptions options_;
   int device_;
@@ -63,6 +62,7 @@ class CudaDevice final : public CudaBackend {
   std::shared_ptr<MemoryBudget> budget_;
   std::unique_ptr<CublasLt> cublas_;
   std::unique_ptr<CudnnConvolutions> cudnn_;
+  std::unique_ptr<ConvChoice> choice_;  // between cudnn_ and our own
 };
 
 }  // namespace ddpm::cuda

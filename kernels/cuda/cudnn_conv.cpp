@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 
 #include "kernels/cuda/bias.h"
 #include "kernels/cuda/call_timer.h"
@@ -370,16 +369,15 @@ ConvPlan CudnnConvolutions::choose(ConvPass pass, const ConvDesc& d) {
   if (const auto known = chosen_.find(key); known != chosen_.end()) return known->second;
   std::optional<ConvPlan> choice = recall(pass, d, key);
   if (!choice) {
-    const bool measure = target_.live() && tuned_seconds_ < options_.tuning_seconds;
-    const auto start = std::chrono::steady_clock::now();
+    const bool measure = target_.live() && options_.budget && options_.budget->left();
+    std::optional<TuningBudget::Spending> spending;
+    if (measure) spending.emplace(*options_.budget);
     constexpr size_t kCandidates = 3;
     std::vector<ConvPlan> found = plans(pass, d, measure ? kCandidates : 1);
     if (found.empty())
       fail(Status::kDevice, "%s has no deterministic engine within %zu MiB of workspace for %s",
            table_.library.c_str(), options_.workspace_limit >> 20, key.c_str());
     choice = measure ? fastest(pass, d, std::move(found)) : found.front();
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    if (measure) tuned_seconds_ += took.count();
   }
   table_.choices[key] = {name_of(choice->variant), choice->engine};
   return chosen_.emplace(key, *choice).first->second;

@@ -18,7 +18,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/backend.h"
+#include "kernels/cuda/conv_library.h"
 #include "kernels/cuda/cudnn.h"
 #include "kernels/cuda/plan_table.h"
 
@@ -29,8 +29,8 @@ struct CudnnConvOptions {
   // kF32: neither tensor cores nor anything else that rounds more than fp32 sums do.
   bool exact_fp32 = false;
   size_t workspace_limit = size_t{1} << 30;  // bytes, of one engine
-  double tuning_seconds = 0;  // for measuring on a live target, in all; 0 = never measure
-  std::string device;         // its name: another one's choices are not reused
+  std::shared_ptr<TuningBudget> budget;      // for measuring on a live target; null = never
+  std::string device;                        // its name: another one's choices are not reused
 };
 
 enum class ConvVariant { kPlain, kEpilogue, kFused };
@@ -49,14 +49,13 @@ struct ConvPlan {
   std::shared_ptr<const CudnnPlan> plan;
 };
 
-class CudnnConvolutions {
+class CudnnConvolutions final : public ConvLibrary {
  public:
   CudnnConvolutions(CudnnTarget target, CudnnConvOptions options);
 
-  // nullopt where the desc asks for more than taps, biases and residual.
-  std::optional<Call> forward(const ConvDesc&, const ConvSlots&, Out y);
-  std::optional<Call> dgrad(const ConvDesc&, const ConvSlots&, In dy, Out dx, Write);
-  std::optional<Call> wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write);
+  std::optional<Call> forward(const ConvDesc&, const ConvSlots&, Out y) override;
+  std::optional<Call> dgrad(const ConvDesc&, const ConvSlots&, In dy, Out dx, Write) override;
+  std::optional<Call> wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write) override;
 
   // All choices made so far.
   const PlanTable& table() const { return table_; }
@@ -82,7 +81,6 @@ class CudnnConvolutions {
   CudnnConvOptions options_;
   PlanTable table_, given_;
   int replaced_ = 0;
-  double tuned_seconds_ = 0;
   std::map<std::string, ConvPlan> chosen_;
 };
 
