@@ -16,10 +16,10 @@
 #include "tests/support.h"
 
 using namespace ddpm;
-using cuda::ConvPlan;
 using cuda::ConvVariant;
 using cuda::CudnnConvolutions;
 using cuda::CudnnConvOptions;
+using cuda::CudnnConvPlan;
 using cuda::CudnnTarget;
 using cuda::PlanTable;
 using test::random_values;
@@ -332,7 +332,7 @@ TEST_CASE("cudnn.conv: exact fp32 has no engine that rounds more", "[cudnn]") {
   for (const ConvPass pass : {ConvPass::kForward, ConvPass::kDgrad, ConvPass::kWgrad}) {
     const auto plans = exact.plans(pass, d, 4);
     CHECK_FALSE(plans.empty());
-    for (const ConvPlan& p : plans) {
+    for (const CudnnConvPlan& p : plans) {
       CHECK_FALSE(p.notes.tensor_core);
       CHECK_FALSE(p.notes.down_convert_inputs);
       CHECK_FALSE(p.notes.winograd);
@@ -361,13 +361,13 @@ TEST_CASE("cudnn.conv: a limit of workspace is kept", "[cudnn]") {
   o.workspace_limit = size_t{1} << 40;
   size_t most = 0;
   const auto target = CudnnTarget::described(kH100);
-  for (const ConvPlan& p : CudnnConvolutions(target, o).plans(ConvPass::kForward, d, 4))
+  for (const CudnnConvPlan& p : CudnnConvolutions(target, o).plans(ConvPass::kForward, d, 4))
     most = std::max(most, p.plan->workspace());
   CHECK(most > size_t{1} << 30);  // there is one to be left out
   o.workspace_limit = 1 << 20;
   const auto plans = CudnnConvolutions(target, o).plans(ConvPass::kForward, d, 4);
   CHECK_FALSE(plans.empty());
-  for (const ConvPlan& p : plans) CHECK(p.plan->workspace() <= 1 << 20);
+  for (const CudnnConvPlan& p : plans) CHECK(p.plan->workspace() <= 1 << 20);
 }
 
 TEST_CASE("cudnn.conv: leaves to the caller what it does not take, refuses what means nothing",

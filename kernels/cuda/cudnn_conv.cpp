@@ -138,7 +138,7 @@ struct ConvPointers {
   const void *x = nullptr, *filter = nullptr, *y = nullptr;
   const void *bias = nullptr, *sample_bias = nullptr, *residual = nullptr;
 };
-void run(const ConvPlan& c, const ConvPointers& p, const Run& r, size_t engine_part) {
+void run(const CudnnConvPlan& c, const ConvPointers& p, const Run& r, size_t engine_part) {
   constexpr int kMost = 16;  // tensors of a graph
   std::array<void*, kMost> pointers{};
   const auto put = [&](int id, const void* pointer) {
@@ -159,7 +159,8 @@ std::vector<In> present(std::initializer_list<In> slots) {
   return v;
 }
 
-Call forward_call(const ConvPlan& c, const ConvDesc& d, DType type, const ConvSlots& s, Out y) {
+Call forward_call(const CudnnConvPlan& c, const ConvDesc& d, DType type, const ConvSlots& s,
+                  Out y) {
   Workspace parts;
   const bool narrow_bias = c.variant == ConvVariant::kEpilogue && d.bias && type != DType::kF32;
   const size_t bias_part = parts.take(narrow_bias ? size_of(type) * static_cast<size_t>(d.k) : 0);
@@ -189,8 +190,8 @@ Call forward_call(const ConvPlan& c, const ConvDesc& d, DType type, const ConvSl
           }};
 }
 
-Call dgrad_call(const ConvPlan& c, const ConvDesc& d, DType type, const ConvSlots& s, In dy, Out dx,
-                Write write) {
+Call dgrad_call(const CudnnConvPlan& c, const ConvDesc& d, DType type, const ConvSlots& s, In dy,
+                Out dx, Write write) {
   const bool accumulate = write == Write::kAccumulate;
   Workspace parts;
   const size_t count = static_cast<size_t>(d.x.count());
@@ -205,7 +206,7 @@ Call dgrad_call(const ConvPlan& c, const ConvDesc& d, DType type, const ConvSlot
           }};
 }
 
-Call wgrad_call(const ConvPlan& c, const ConvDesc& d, DType type, const ConvSlots& s, In dy,
+Call wgrad_call(const CudnnConvPlan& c, const ConvDesc& d, DType type, const ConvSlots& s, In dy,
                 Out dfilter, Write write) {
   const DType result = c.variant == ConvVariant::kFused ? DType::kF32 : type;
   const bool direct = result == DType::kF32 && write == Write::kOverwrite;
@@ -301,12 +302,13 @@ bool CudnnConvolutions::allowed(const CudnnNotes& n) const {
 // Appends plans of one variant until there are `most`.
 void CudnnConvolutions::collect(ConvPass pass, const ConvDesc& d, ConvVariant variant,
                                 bool runtime_compiled, size_t most,
-                                std::vector<ConvPlan>& found) const {
+                                std::vector<CudnnConvPlan>& found) const {
   CudnnGraph g(target_, describe(pass, d));
   const ConvTensorIds ids = build(g, pass, d, variant, options_.compute_type);
   const auto known = [&](const CudnnEngine& e) {
-    return std::any_of(found.begin(), found.end(),
-                       [&](const ConvPlan& c) { return c.variant == variant && c.engine == e; });
+    return std::any_of(found.begin(), found.end(), [&](const CudnnConvPlan& c) {
+      return c.variant == variant && c.engine == e;
+    });
   };
   for (const CudnnHeuristic mode :
        {CudnnHeuristic::kAccurate, CudnnHeuristic::kFast, CudnnHeuristic::kFallback}) {
@@ -322,10 +324,10 @@ void CudnnConvolutions::collect(ConvPass pass, const ConvDesc& d, ConvVariant va
   }
 }
 
-std::vector<ConvPlan> CudnnConvolutions::plans(ConvPass pass, const ConvDesc& d,
-                                               size_t most) const {
+std::vector<CudnnConvPlan> CudnnConvolutions::plans(ConvPass pass, const ConvDesc& d,
+                                                    size_t most) const {
   const std::vector<ConvVariant> order = variants(pass, d, options_.compute_type);
-  std::vector<ConvPlan> found;
+  std::vector<CudnnConvPlan> found;
   const auto compiled = [&](size_t limit) {
     for (const ConvVariant v : order)
       if (v != ConvVariant::kFused) collect(pass, d, v, false, limit, found);
@@ -343,8 +345,8 @@ std::vector<ConvPlan> CudnnConvolutions::plans(ConvPass pass, const ConvDesc& d,
 }
 
 // The choice of the given table, if it can be made again.
-std::optional<ConvPlan> CudnnConvolutions::recall(ConvPass pass, const ConvDesc& d,
-                                                  const std::string& key) {
+std::optional<CudnnConvPlan> CudnnConvolutions::recall(ConvPass pass, const ConvDesc& d,
+                                                       const std::string& key) {
   const auto entry = given_.choices.find(key);
   if (entry == given_.choices.end()) return std::nullopt;
   for (const ConvVariant v : variants(pass, d, options_.compute_type)) {
@@ -352,7 +354,7 @@ std::optional<ConvPlan> CudnnConvolutions::recall(ConvPass pass, const ConvDesc&
     try {
       const CudnnEngine& engine = entry->second.engine;
       CudnnGraph g(target_, key);
-      ConvPlan c{v, engine, {}, build(g, pass, d, v, options_.compute_type), g.plan(engine)};
+      CudnnConvPlan c{v, engine, {}, build(g, pass, d, v, options_.compute_type), g.plan(engine)};
       if (!c.plan || c.plan->workspace() > options_.workspace_limit) continue;
       c.notes = g.notes(engine);
       if (allowed(c.notes)) return c;
@@ -364,16 +366,16 @@ std::optional<ConvPlan> CudnnConvolutions::recall(ConvPass pass, const ConvDesc&
   return std::nullopt;
 }
 
-ConvPlan CudnnConvolutions::choose(ConvPass pass, const ConvDesc& d) {
+CudnnConvPlan CudnnConvolutions::choose(ConvPass pass, const ConvDesc& d) {
   const std::string key = describe(pass, d);
   if (const auto known = chosen_.find(key); known != chosen_.end()) return known->second;
-  std::optional<ConvPlan> choice = recall(pass, d, key);
+  std::optional<CudnnConvPlan> choice = recall(pass, d, key);
   if (!choice) {
     const bool measure = target_.live() && options_.budget && options_.budget->left();
     std::optional<TuningBudget::Spending> spending;
     if (measure) spending.emplace(*options_.budget);
     constexpr size_t kCandidates = 3;
-    std::vector<ConvPlan> found = plans(pass, d, measure ? kCandidates : 1);
+    std::vector<CudnnConvPlan> found = plans(pass, d, measure ? kCandidates : 1);
     if (found.empty())
       fail(Status::kDevice, "%s has no deterministic engine within %zu MiB of workspace for %s",
            table_.library.c_str(), options_.workspace_limit >> 20, key.c_str());
@@ -384,7 +386,8 @@ ConvPlan CudnnConvolutions::choose(ConvPass pass, const ConvDesc& d) {
 }
 
 // Only a GPU runs this.
-ConvPlan CudnnConvolutions::fastest(ConvPass pass, const ConvDesc& d, std::vector<ConvPlan> plans) {
+CudnnConvPlan CudnnConvolutions::fastest(ConvPass pass, const ConvDesc& d,
+                                         std::vector<CudnnConvPlan> plans) {
   const DType type = options_.compute_type;
   const size_t element = size_of(type);
   const std::vector<size_t> bytes = {
@@ -400,7 +403,7 @@ ConvPlan CudnnConvolutions::fastest(ConvPass pass, const ConvDesc& d, std::vecto
   if (d.bias) s.bias = {3};
   if (d.sample_bias_stride > 0) s.sample_bias = {4};
   if (d.residual) s.residual = {5};
-  const auto call = [&](const ConvPlan& c) {
+  const auto call = [&](const CudnnConvPlan& c) {
     if (pass == ConvPass::kForward) return forward_call(c, d, type, s, {2});
     if (pass == ConvPass::kDgrad) return dgrad_call(c, d, type, s, {2}, {0}, Write::kOverwrite);
     return wgrad_call(c, d, type, s, {2}, {1}, Write::kOverwrite);

@@ -41,7 +41,7 @@ struct ConvTensorIds {
   int x = -1, filter = -1, y = -1;  // y: what is in memory at y's place
   int bias = -1, sample_bias = -1, residual = -1;
 };
-struct ConvPlan {
+struct CudnnConvPlan {
   ConvVariant variant = ConvVariant::kPlain;
   CudnnEngine engine;
   CudnnNotes notes;
@@ -66,14 +66,14 @@ class CudnnConvolutions final : public ConvLibrary {
 
   // What could be chosen for a pass, the best guess first; at most `most` of them. All are
   // deterministic and within the limit of workspace.
-  std::vector<ConvPlan> plans(ConvPass pass, const ConvDesc& desc, size_t most) const;
+  std::vector<CudnnConvPlan> plans(ConvPass pass, const ConvDesc& desc, size_t most) const;
 
  private:
-  ConvPlan choose(ConvPass pass, const ConvDesc& desc);
-  std::optional<ConvPlan> recall(ConvPass pass, const ConvDesc& desc, const std::string& key);
-  ConvPlan fastest(ConvPass pass, const ConvDesc& desc, std::vector<ConvPlan> plans);
+  CudnnConvPlan choose(ConvPass pass, const ConvDesc& desc);
+  std::optional<CudnnConvPlan> recall(ConvPass pass, const ConvDesc& desc, const std::string& key);
+  CudnnConvPlan fastest(ConvPass pass, const ConvDesc& desc, std::vector<CudnnConvPlan> plans);
   void collect(ConvPass pass, const ConvDesc& desc, ConvVariant variant, bool runtime_compiled,
-               size_t most, std::vector<ConvPlan>& found) const;
+               size_t most, std::vector<CudnnConvPlan>& found) const;
   bool allowed(const CudnnNotes& notes) const;
   std::string describe(ConvPass pass, const ConvDesc& desc) const;
 
@@ -81,7 +81,7 @@ class CudnnConvolutions final : public ConvLibrary {
   CudnnConvOptions options_;
   PlanTable table_, given_;
   int replaced_ = 0;
-  std::map<std::string, ConvPlan> chosen_;
+  std::map<std::string, CudnnConvPlan> chosen_;
 };
 
 }  // namespace ddpm::cuda
