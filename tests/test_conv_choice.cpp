@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "kernels/cuda/conv.h"
+#include "kernels/cuda/cuda_backend.h"
 #include "model/unet.h"
 #include "tests/conv_support.h"
 #include "tests/recording_backend.h"
@@ -20,6 +21,7 @@ using cuda::PlanTable;
 namespace {
 
 constexpr const char* kLibrary = "library";
+constexpr size_t kShared = cuda::CudaBackend::kHopperShared;
 
 const Transform kNormalise{.affine = true, .silu = true, .dropout = {.p = 0.25f, .layer = 3}};
 
@@ -28,15 +30,15 @@ class StandIn final : public cuda::ConvLibrary {
  public:
   explicit StandIn(DType type) : type_(type) {}
   std::optional<Call> forward(const ConvDesc& d, const ConvSlots& s, Out y) override {
-    return named(cuda::conv_forward(type_, d, s, y, {}));
+    return named(cuda::conv_forward(type_, kShared, d, s, y, {}));
   }
   std::optional<Call> dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
                             Write write) override {
-    return named(cuda::conv_dgrad(type_, d, s, dy, dx, write));
+    return named(cuda::conv_dgrad(type_, kShared, d, s, dy, dx, write));
   }
   std::optional<Call> wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
                             Write write) override {
-    return named(cuda::conv_wgrad(type_, d, s, dy, dfilter, write));
+    return named(cuda::conv_wgrad(type_, kShared, d, s, dy, dfilter, write));
   }
 
  private:
@@ -84,10 +86,13 @@ class Chooser final : public RecordingBackend {
 ConvChoiceOptions timed_by(Clock& clock, double budget = 1e9) {
   return {.precision = "bf16",
           .library = "lib 1, chip",
+          .shared_bytes = kShared,
           .timer = std::ref(clock),
           .budget = std::make_shared<cuda::TuningBudget>(budget)};
 }
-ConvChoiceOptions untimed() { return {.precision = "bf16", .library = "lib 1, chip"}; }
+ConvChoiceOptions untimed() {
+  return {.precision = "bf16", .library = "lib 1, chip", .shared_bytes = kShared};
+}
 
 ConvDesc whole(ConvShape s, int c2 = 16) {
   ConvDesc d = make_desc(s);

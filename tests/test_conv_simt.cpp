@@ -4,6 +4,7 @@
 #include "tests/conv_support.h"
 #include "tests/kernel_backend.h"
 #include "tests/simt/machine.h"
+#include "tests/simt/simt_backend.h"
 
 using namespace ddpm;
 using namespace ddpm::test;
@@ -122,6 +123,48 @@ TEST_CASE("simt.conv: filters beyond the tensor cores' tiles", "[simt][conv]") {
   const ConvDesc d = make_desc({1, 40, 40, 8, 8, 37, 37, 1, 0, 0, 0, 0});
   check_forward(*backend, d);
   check_dgrad(*backend, d);
+}
+
+// Strides make large halos: tiles shrink until a block fits, and what fits nowhere is plain
+// arithmetic. The machine refuses a launch that asks for more than there is.
+TEST_CASE("simt.conv: what an A100 and smaller chips have of shared memory is enough",
+          "[simt][conv]") {
+  const size_t shared = GENERATE(163 * 1024, 99 * 1024, 48 * 1024);
+  const Options options(0);
+  simt::options().max_shared = shared;
+  const auto backend = make_simt_backend(DType::kBF16, {.shared_bytes = shared});
+  const std::vector<ConvShape> shapes = {
+      {1, 6, 256, 16, 8, 3, 3, 2, 0, 0, 1, 1},  // segments of 64
+      {1, 5, 128, 8, 8, 3, 3, 2, 0, 0, 1, 1},   // rows of 64
+      {1, 9, 34, 24, 16, 3, 3, 2},              // odd rows
+      {33, 4, 4, 16, 8, 3, 3, 2, 0, 0, 1, 1},   // whole images
+      {9, 8, 8, 136, 72, 3, 3, 2, 0, 0, 1, 1},  // the same, split
+      {130, 2, 2, 16, 8, 3, 3, 2, 0, 0, 1, 1},  // of one pixel
+      {2, 5, 128, 8, 16},
+      {3, 4, 4, 40, 8, 1, 1, 1, 0, 0, 0, 0},
+  };
+  for (const ConvShape& s : shapes) {
+    ConvDesc d = make_desc(s);
+    check_dgrad(*backend, d);
+    d.transform = kNormalise;
+    check_fused(*backend, with_addends(d, 5));
+    check_wgrad(*backend, d);
+  }
+}
+
+// As many images as fill a tile have a larger halo than one image has.
+TEST_CASE("simt.conv_forward: batch-invariant with little shared memory", "[simt][conv]") {
+  constexpr size_t kShared = 99 * 1024;
+  const auto backend =
+      make_simt_backend(DType::kBF16, {.batch_invariant = true, .shared_bytes = kShared});
+  const ConvDesc many = make_desc({33, 8, 8, 64, 8, 3, 3, 2, 0, 0, 1, 1});
+  ConvDesc one = many;
+  one.x.n = 1;
+  const ConvData all(many, backend.get());
+  ConvData alone(one, backend.get());
+  alone.x.assign(all.x.end() - one.x.count(), all.x.end());
+  const std::vector<float> y = forward(*backend, many, all);
+  CHECK((forward(*backend, one, alone) == std::vector<float>(y.end() - one.y().count(), y.end())));
 }
 
 TEST_CASE("simt.conv_wgrad: every shape", "[simt][conv]") {

@@ -45,10 +45,10 @@ bool reads_plainly(ConvDesc d) {
   return d.basic();
 }
 
-Call dgrad(DType type, const ConvDesc& d, const ConvSlots& s, In dy, const GradientSlots& to,
-           Call call) {
+Call dgrad(DType type, size_t shared_bytes, const ConvDesc& d, const ConvSlots& s, In dy,
+           const GradientSlots& to, Call call) {
   ConvPlan plan;
-  if (type == DType::kBF16) plan = tensor_dgrad(d, s, dy, to);
+  if (type == DType::kBF16) plan = tensor_dgrad(shared_bytes, d, s, dy, to);
   if (!plan.run) plan = direct_dgrad(type, d, s, dy, to);
   return finish(std::move(call), std::move(plan));
 }
@@ -64,8 +64,8 @@ void launch_filter_sum(void* stream, const float* partial, float* dfilter, int64
     launch<filter_sum_kernel<false>>(shape, stream, partial, dfilter, count, splits);
 }
 
-std::optional<Call> conv_forward(DType type, const ConvDesc& d, const ConvSlots& s, Out y,
-                                 Out statistics, bool batch_invariant) {
+std::optional<Call> conv_forward(DType type, size_t shared_bytes, const ConvDesc& d,
+                                 const ConvSlots& s, Out y, Out statistics, bool batch_invariant) {
   const char* op = "conv_forward";
   check_conv(d, op);
   check_input(d, s, op);
@@ -85,23 +85,25 @@ std::optional<Call> conv_forward(DType type, const ConvDesc& d, const ConvSlots&
     if (in) call.reads.push_back(in);
   if (d.statistics) call.writes.push_back(statistics);
   ConvPlan plan;
-  if (type == DType::kBF16) plan = tensor_forward(d, s, y, statistics, batch_invariant);
+  if (type == DType::kBF16)
+    plan = tensor_forward(shared_bytes, d, s, y, statistics, batch_invariant);
   if (!plan.run) plan = direct_forward(type, d, s, y, statistics);
   return finish(std::move(call), std::move(plan));
 }
 
-std::optional<Call> conv_dgrad(DType type, const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
-                               Write write) {
+std::optional<Call> conv_dgrad(DType type, size_t shared_bytes, const ConvDesc& d,
+                               const ConvSlots& s, In dy, Out dx, Write write) {
   const char* op = "conv_dgrad";
   check_conv(d, op);
   if (!reads_plainly(d)) return std::nullopt;
   DDPM_CHECK(s.filter && dy && dx, "%s: filter, dy and dx must be present", op);
-  return dgrad(type, d, s, dy, {.dx = dx, .write = write}, {op, {s.filter, dy}, {dx}, 0, nullptr});
+  return dgrad(type, shared_bytes, d, s, dy, {.dx = dx, .write = write},
+               {op, {s.filter, dy}, {dx}, 0, nullptr});
 }
 
-std::optional<Call> conv_dgrad_norm(DType type, const ConvDesc& d, const ConvSlots& s,
-                                    const GroupNormDesc& norm, In mean_rstd, In dy, Out dz,
-                                    Out sums) {
+std::optional<Call> conv_dgrad_norm(DType type, size_t shared_bytes, const ConvDesc& d,
+                                    const ConvSlots& s, const GroupNormDesc& norm, In mean_rstd,
+                                    In dy, Out dz, Out sums) {
   const char* op = "conv_dgrad_norm";
   check_conv(d, op);
   check_input(d, s, op);
@@ -112,13 +114,13 @@ std::optional<Call> conv_dgrad_norm(DType type, const ConvDesc& d, const ConvSlo
              d.c());
   Call call{op, {s.filter, dy, mean_rstd}, {dz, sums}, 0, nullptr};
   add_input_reads(d, s, call);
-  return dgrad(type, d, s, dy,
+  return dgrad(type, shared_bytes, d, s, dy,
                {.dx = dz, .groups = norm.groups, .mean_rstd = mean_rstd, .sums = sums},
                std::move(call));
 }
 
-std::optional<Call> conv_wgrad(DType type, const ConvDesc& d, const ConvSlots& s, In dy,
-                               Out dfilter, Write write) {
+std::optional<Call> conv_wgrad(DType type, size_t shared_bytes, const ConvDesc& d,
+                               const ConvSlots& s, In dy, Out dfilter, Write write) {
   const char* op = "conv_wgrad";
   check_conv(d, op);
   check_input(d, s, op);
@@ -127,7 +129,7 @@ std::optional<Call> conv_wgrad(DType type, const ConvDesc& d, const ConvSlots& s
   add_input_reads(d, s, call);
   call.reads.push_back(dy);
   ConvPlan plan;
-  if (type == DType::kBF16) plan = tensor_wgrad(d, s, dy, dfilter, write);
+  if (type == DType::kBF16) plan = tensor_wgrad(shared_bytes, d, s, dy, dfilter, write);
   if (!plan.run) plan = direct_wgrad(type, d, s, dy, dfilter, write);
   return finish(std::move(call), std::move(plan));
 }

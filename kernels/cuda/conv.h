@@ -12,14 +12,17 @@ namespace ddpm::cuda {
 
 // Everything a ConvDesc can say. statistics: present as the desc says. batch_invariant: sums are
 // cut as for one image, however many there are, so that an image's bits do not depend on the batch.
-std::optional<Call> conv_forward(DType, const ConvDesc&, const ConvSlots&, Out y, Out statistics,
-                                 bool batch_invariant = false);
+// shared_bytes, of all: what a block may have of shared memory.
+std::optional<Call> conv_forward(DType, size_t shared_bytes, const ConvDesc&, const ConvSlots&,
+                                 Out y, Out statistics, bool batch_invariant = false);
 // nullopt unless the convolution reads its input as it is; what is added behind it may be anything.
-std::optional<Call> conv_dgrad(DType, const ConvDesc&, const ConvSlots&, In dy, Out dx, Write);
+std::optional<Call> conv_dgrad(DType, size_t shared_bytes, const ConvDesc&, const ConvSlots&, In dy,
+                               Out dx, Write);
 // nullopt where the input is upsampled on its way in.
-std::optional<Call> conv_dgrad_norm(DType, const ConvDesc&, const ConvSlots&, const GroupNormDesc&,
-                                    In mean_rstd, In dy, Out dz, Out sums);
+std::optional<Call> conv_dgrad_norm(DType, size_t shared_bytes, const ConvDesc&, const ConvSlots&,
+                                    const GroupNormDesc&, In mean_rstd, In dy, Out dz, Out sums);
 // With concatenation, transform and upsampling of the input recomputed.
-std::optional<Call> conv_wgrad(DType, const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write);
+std::optional<Call> conv_wgrad(DType, size_t shared_bytes, const ConvDesc&, const ConvSlots&, In dy,
+                               Out dfilter, Write);
 
 }  // namespace ddpm::cuda

@@ -171,11 +171,11 @@ Call ConvChoice::own_call(ConvPass pass, const ConvDesc& d, Write write, const S
   const DType type = backend_.compute_type();
   std::optional<Call> call;
   if (pass == ConvPass::kForward)
-    call = conv_forward(type, d, t.s, t.y_out(), t.result);
+    call = conv_forward(type, options_.shared_bytes, d, t.s, t.y_out(), t.result);
   else if (pass == ConvPass::kDgrad)
-    call = conv_dgrad(type, d, t.s, t.y, t.result, write);
+    call = conv_dgrad(type, options_.shared_bytes, d, t.s, t.y, t.result, write);
   else
-    call = conv_wgrad(type, d, t.s, t.y, t.result, write);
+    call = conv_wgrad(type, options_.shared_bytes, d, t.s, t.y, t.result, write);
   DDPM_CHECK(call.has_value(), "our own convolution declines %s", to_string(d.x).c_str());
   return *std::move(call);
 }
@@ -255,7 +255,8 @@ bool ConvChoice::faster(ConvPass pass, const ConvDesc& d, Write write) {
 std::optional<Call> ConvChoice::forward(const ConvDesc& d, const ConvSlots& s, Out y,
                                         Out statistics) {
   if (own(ConvPass::kForward, d, Write::kOverwrite))
-    return conv_forward(backend_.compute_type(), d, s, y, statistics, options_.batch_invariant);
+    return conv_forward(backend_.compute_type(), options_.shared_bytes, d, s, y, statistics,
+                        options_.batch_invariant);
   if (!basic(d)) return std::nullopt;
   return library_.forward(d, s, y);
 }
@@ -263,14 +264,14 @@ std::optional<Call> ConvChoice::forward(const ConvDesc& d, const ConvSlots& s, O
 std::optional<Call> ConvChoice::dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
                                       Write write) {
   if (own(ConvPass::kDgrad, d, write))
-    return conv_dgrad(backend_.compute_type(), d, s, dy, dx, write);
+    return conv_dgrad(backend_.compute_type(), options_.shared_bytes, d, s, dy, dx, write);
   return library_.dgrad(d, s, dy, dx, write);
 }
 
 std::optional<Call> ConvChoice::wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
                                       Write write) {
   if (own(ConvPass::kWgrad, d, write))
-    return conv_wgrad(backend_.compute_type(), d, s, dy, dfilter, write);
+    return conv_wgrad(backend_.compute_type(), options_.shared_bytes, d, s, dy, dfilter, write);
   if (!basic(d)) return std::nullopt;
   return library_.wgrad(d, s, dy, dfilter, write);
 }

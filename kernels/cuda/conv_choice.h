@@ -21,6 +21,7 @@ namespace ddpm::cuda {
 struct ConvChoiceOptions {
   std::string precision;         // of products: "bf16", "tf32", "fp32"
   std::string library;           // and device: another one's choices are not reused
+  size_t shared_bytes = 0;       // that a block may have
   bool batch_invariant = false;  // ours always, with sums cut as for one image
   // Seconds that a call takes on slots of these sizes; null: nothing is measured.
   std::function<double(const Call&, const std::vector<size_t>& bytes)> timer;

@@ -429,8 +429,8 @@ struct Launch {
     return sizeof(float) * static_cast<size_t>(cut.splits) * static_cast<size_t>(tiles.count) *
            kRows * static_cast<size_t>(pitch());
   }
-  bool fits() const {
-    return cut.shared <= kMaxSharedBytes && tiles.halo_h <= kMaxHaloSide &&
+  bool fits(size_t shared_bytes) const {
+    return cut.shared <= shared_bytes && tiles.halo_h <= kMaxHaloSide &&
            tiles.halo_w <= kMaxHaloSide;
   }
   template <bool Gradient>
@@ -475,17 +475,23 @@ struct Launch {
 
 }  // namespace
 
-ConvPlan tensor_forward(const ConvDesc& d, const ConvSlots& s, Out y, Out statistics,
-                        bool batch_invariant) {
+ConvPlan tensor_forward(size_t shared_bytes, const ConvDesc& d, const ConvSlots& s, Out y,
+                        Out statistics, bool batch_invariant) {
   const bool aligned =
       d.x.c % 8 == 0 && d.c2 % 8 == 0 && d.shortcut_c % 8 == 0 && d.shortcut_c2 % 8 == 0;
   if (!aligned && (d.c2 > 0 || d.transform.any() || d.shortcut_c > 0)) return {};
-  Launch plan{.tiles = forward_tiles(d, kRows), .k = d.k, .aligned = aligned};
+  Launch plan{.tiles = {}, .k = d.k, .aligned = aligned};
   const bool fused = d.transform.any() || d.shortcut_c > 0;
   const ConvTiles& t = plan.tiles;
-  const int tiles = !batch_invariant ? t.count : t.tile_images > 1 ? 1 : t.per_image;
-  plan.cut = choose_cut(t, tiles, d.c(), fused, d.k, false, aligned);
-  if (!plan.fits()) return {};
+  // A halo that is too large shrinks with its tile, whose other rows then idle. A part of an image
+  // keeps the 64 pixels of the statistics.
+  for (int rows = kRows; rows >= 16; rows /= 2) {
+    plan.tiles = forward_tiles(d, rows);
+    const int tiles = !batch_invariant ? t.count : t.tile_images > 1 ? 1 : t.per_image;
+    plan.cut = choose_cut(t, tiles, d.c(), fused, d.k, false, aligned);
+    if (plan.fits(shared_bytes) || (rows == 64 && t.per_image > 1)) break;
+  }
+  if (!plan.fits(shared_bytes)) return {};
   return {plan.workspace(), [=](const Run& r) {
             ConvProblem a;
             a.in = make_input<bf16>(d, s, r);
@@ -499,11 +505,12 @@ ConvPlan tensor_forward(const ConvDesc& d, const ConvSlots& s, Out y, Out statis
           }};
 }
 
-ConvPlan tensor_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, const GradientSlots& to) {
+ConvPlan tensor_dgrad(size_t shared_bytes, const ConvDesc& d, const ConvSlots& s, In dy,
+                      const GradientSlots& to) {
   const bool aligned = d.c() % 8 == 0 && d.k % 8 == 0;
   Launch plan{.tiles = dgrad_tiles(d, kRows), .k = d.c(), .gradient = true, .aligned = aligned};
   plan.cut = choose_cut(plan.tiles, plan.tiles.count, d.k, false, d.c(), true, aligned);
-  if (!plan.fits()) return {};
+  if (!plan.fits(shared_bytes)) return {};
   return {plan.workspace(), [=](const Run& r) {
             ConvProblem a;
             a.in = plain_input(r.in<bf16>(dy), d.k, d.y().pixels());

@@ -179,10 +179,12 @@ struct ConvPlan {
   size_t workspace = 0;
   std::function<void(const Run&)> run;
 };
-ConvPlan tensor_forward(const ConvDesc&, const ConvSlots&, Out y, Out statistics,
-                        bool batch_invariant);
-ConvPlan tensor_dgrad(const ConvDesc&, const ConvSlots&, In dy, const GradientSlots&);
-ConvPlan tensor_wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write);
+ConvPlan tensor_forward(size_t shared_bytes, const ConvDesc&, const ConvSlots&, Out y,
+                        Out statistics, bool batch_invariant);
+ConvPlan tensor_dgrad(size_t shared_bytes, const ConvDesc&, const ConvSlots&, In dy,
+                      const GradientSlots&);
+ConvPlan tensor_wgrad(size_t shared_bytes, const ConvDesc&, const ConvSlots&, In dy, Out dfilter,
+                      Write);
 ConvPlan direct_forward(DType, const ConvDesc&, const ConvSlots&, Out y, Out statistics);
 ConvPlan direct_dgrad(DType, const ConvDesc&, const ConvSlots&, In dy, const GradientSlots&);
 ConvPlan direct_wgrad(DType, const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write);

@@ -1,7 +1,7 @@
 // Where a convolution's tiles lie, and how its input comes into shared memory.
 //
 // A block computes a tile of consecutive output pixels: part of an image, several whole images
-// where they are small, or 2 x 64 pixels of a wide one; so 64 pixels of a tile are always 64
+// where they are small, or 1 or 2 x 64 pixels of a wide one; so 64 pixels of a tile are always 64
 // consecutive ones. The input pixels they touch are the tile's halo: a box of `halo_h` x `halo_w`
 // per image, in coordinates of the input as the taps see it (upsampled, or with zeros between its
 // pixels).
@@ -19,7 +19,6 @@
 namespace ddpm::cuda {
 
 inline constexpr int kConvThreads = 256;
-inline constexpr size_t kMaxSharedBytes = 227 * 1024;
 
 // Made on the host, read by kernels.
 struct ConvTiles {
@@ -31,7 +30,7 @@ struct ConvTiles {
   int r = 1, s = 1, stride = 1, pad_top = 0, pad_left = 0;
   int rows = 128;                // pixels of a tile
   int tile_images = 1;           // > 1: a tile is so many whole images
-  int segments = 0;              // > 0: a tile is 2 x 64 pixels, so many to a row
+  int segments = 0;              // > 0: a tile is rows / 64 x 64 pixels, so many to a row
   int per_image = 1, count = 1;  // tiles
   int halo_h = 1, halo_w = 1;
 
@@ -47,10 +46,10 @@ inline void lay_tiles(ConvTiles& t, int rows) {
   t.rows = rows;
   const int64_t pixels = int64_t{t.p} * t.q;
   int tile_h = 0, tile_w = t.q;
-  if (rows == 128 && t.q % 64 == 0 && t.q >= 128) {
+  if (rows >= 64 && t.q % 64 == 0 && t.q >= 128) {
+    tile_h = rows / 64;
     t.segments = t.q / 64;
-    t.per_image = t.segments * ((t.p + 1) / 2);
-    tile_h = 2;
+    t.per_image = t.segments * ((t.p + tile_h - 1) / tile_h);
     tile_w = 64;
   } else if (2 * pixels <= rows && t.images > 1) {
     t.tile_images = static_cast<int>(rows / pixels < t.images ? rows / pixels : t.images);
@@ -86,10 +85,10 @@ __device__ __forceinline__ Tile find_tile(const ConvTiles& t, int index) {
   tile.n = index / t.per_image;
   const int i = index - tile.n * t.per_image;
   if (t.segments > 0) {
-    const int y = i / t.segments;
-    tile.p = 2 * y;
+    const int y = i / t.segments, down = t.rows / 64;
+    tile.p = down * y;
     tile.q = 64 * (i - y * t.segments);
-    tile.rows = tile.p + 2 <= t.p ? 128 : 64;
+    tile.rows = tile.p + down <= t.p ? t.rows : 64;
     tile.first = (int64_t{tile.n} * t.p + tile.p) * t.q + tile.q;
     return tile;
   }

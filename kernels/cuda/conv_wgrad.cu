@@ -194,12 +194,22 @@ size_t shared_of(const ConvTiles& t) {
 }
 
 template <int Taps, int Across, bool Aligned>
-ConvPlan plan_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter, Write write) {
+ConvPlan plan_wgrad(size_t shared_bytes, const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
+                    Write write) {
   constexpr int kBlocksWanted = 132;  // one on each multiprocessor
-  const ConvTiles tiles = forward_tiles(d, kRows);
-  const LaunchShape probe{.shared = shared_of<Across>(tiles)};
-  if (probe.shared > kMaxSharedBytes || tiles.halo_h > kMaxHaloSide || tiles.halo_w > kMaxHaloSide)
-    return {};
+  ConvTiles tiles;
+  LaunchShape probe;
+  const auto fits = [&] {
+    return probe.shared <= shared_bytes && tiles.halo_h <= kMaxHaloSide &&
+           tiles.halo_w <= kMaxHaloSide;
+  };
+  // A halo that is too large shrinks with its tile.
+  for (int rows = kRows; rows >= 16; rows /= 2) {
+    tiles = forward_tiles(d, rows);
+    probe.shared = shared_of<Across>(tiles);
+    if (fits()) break;
+  }
+  if (!fits()) return {};
   const int across = (d.c() + kInputs<Across> - 1) / kInputs<Across>;
   const int blocks = across * ((d.k + kOutputs - 1) / kOutputs);
   int splits = kBlocksWanted / blocks;
@@ -232,13 +242,15 @@ ConvPlan plan_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter, W
 
 }  // namespace
 
-ConvPlan tensor_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter, Write write) {
+ConvPlan tensor_wgrad(size_t shared_bytes, const ConvDesc& d, const ConvSlots& s, In dy,
+                      Out dfilter, Write write) {
   const bool aligned = d.x.c % 8 == 0 && d.c2 % 8 == 0 && d.k % 8 == 0;
   if (!aligned && (d.c2 > 0 || d.transform.any())) return {};
   if (d.r == 3 && d.s == 3)
-    return aligned ? plan_wgrad<9, 1, true>(d, s, dy, dfilter, write)
-                   : plan_wgrad<9, 1, false>(d, s, dy, dfilter, write);
-  if (d.r == 1 && d.s == 1 && aligned) return plan_wgrad<1, 4, true>(d, s, dy, dfilter, write);
+    return aligned ? plan_wgrad<9, 1, true>(shared_bytes, d, s, dy, dfilter, write)
+                   : plan_wgrad<9, 1, false>(shared_bytes, d, s, dy, dfilter, write);
+  if (d.r == 1 && d.s == 1 && aligned)
+    return plan_wgrad<1, 4, true>(shared_bytes, d, s, dy, dfilter, write);
   return {};
 }
 

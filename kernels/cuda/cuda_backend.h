@@ -17,6 +17,7 @@ class CudaBackend : public Backend {
   static constexpr size_t kHopperShared = 227 * 1024;
 
   DType compute_type() const override { return type_; }
+  size_t block_shared_bytes() const { return shared_bytes_; }
 
   Call channel_stats(const StatsDesc&, In x, Out stats) override;
   Call pixel_sum(const Shape& x, In, Out sums, int stride, int offset) override;

@@ -164,6 +164,7 @@ CudaDevice::CudaDevice(const BackendOptions& options, int device)
   ConvChoiceOptions choice;
   choice.precision = precision_name(options.precision);
   choice.library = cudnn_->table().library;
+  choice.shared_bytes = block_shared_bytes();
   choice.batch_invariant = options.batch_invariant;
   choice.timer = time_call;
   choice.budget = conv.budget;
@@ -296,7 +297,8 @@ std::optional<Call> CudaDevice::conv_dgrad_norm(const ConvDesc& d, const ConvSlo
                                                 const GroupNormDesc& norm, In mean_rstd, In dy,
                                                 Out dz, Out sums) {
   if (!options_.batch_invariant) return std::nullopt;
-  return cuda::conv_dgrad_norm(compute_type(), d, s, norm, mean_rstd, dy, dz, sums);
+  return cuda::conv_dgrad_norm(compute_type(), block_shared_bytes(), d, s, norm, mean_rstd, dy, dz,
+                               sums);
 }
 
 std::optional<Call> CudaDevice::conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy,

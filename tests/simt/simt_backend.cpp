@@ -121,22 +121,24 @@ class SimtBackend final : public cuda::CudaBackend {
   std::optional<Call> conv_forward(const ConvDesc& d, const ConvSlots& s, Out y,
                                    Out statistics) override {
     if (options_.composed && !d.basic()) return std::nullopt;
-    return cuda::conv_forward(compute_type(), d, s, y, statistics, options_.batch_invariant);
+    return cuda::conv_forward(compute_type(), block_shared_bytes(), d, s, y, statistics,
+                              options_.batch_invariant);
   }
   std::optional<Call> conv_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
                                  Write write) override {
-    return cuda::conv_dgrad(compute_type(), d, s, dy, dx, write);
+    return cuda::conv_dgrad(compute_type(), block_shared_bytes(), d, s, dy, dx, write);
   }
   std::optional<Call> conv_dgrad_norm(const ConvDesc& d, const ConvSlots& s,
                                       const GroupNormDesc& norm, In mean_rstd, In dy, Out dz,
                                       Out sums) override {
     if (options_.composed) return std::nullopt;
-    return cuda::conv_dgrad_norm(compute_type(), d, s, norm, mean_rstd, dy, dz, sums);
+    return cuda::conv_dgrad_norm(compute_type(), block_shared_bytes(), d, s, norm, mean_rstd, dy,
+                                 dz, sums);
   }
   std::optional<Call> conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
                                  Write write) override {
     if (options_.composed && !d.basic()) return std::nullopt;
-    return cuda::conv_wgrad(compute_type(), d, s, dy, dfilter, write);
+    return cuda::conv_wgrad(compute_type(), block_shared_bytes(), d, s, dy, dfilter, write);
   }
   Call gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c, Write write) override {
     return {"gemm", present({a, b, bias, residual}), {c}, 0, [=](const Run& r) {
