@@ -125,6 +125,111 @@ TEST_CASE("simt.conv: filters beyond the tensor cores' tiles", "[simt][conv]") {
   check_dgrad(*backend, d);
 }
 
+// ---- every pair of what a desc can say ----
+
+namespace {
+
+// How many values each option has, in the order that pairwise_desc() reads them.
+const std::vector<int> kLevels = {9, 6, 4, 4, 4, 4, 2, 2, 2, 2, 2, 2, 2, 4, 2};
+
+ConvDesc pairwise_desc(const std::vector<int>& row) {
+  size_t next = 0;
+  const auto pick = [&](const auto&... values) {
+    const std::vector<int> v{values...};
+    return v.at(static_cast<size_t>(row.at(next++)));
+  };
+  const int n = pick(1, 2, 3, 4, 5, 6, 7, 8, 9);
+  const int h = pick(2, 4, 5, 8, 3, 2);
+  const int w = h == 2 ? (row[1] == 0 ? 3 : 128) : h == 4 ? 4 : h == 5 ? 7 : h == 8 ? 8 : 70;
+  const ConvShape filters[] = {{0, 0, 0, 0, 0},
+                               {0, 0, 0, 0, 0, 3, 3, 2, 0, 0, 1, 1},
+                               {0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0},
+                               {0, 0, 0, 0, 0, 2, 3, 1, 1, 0, 0, 2}};
+  ConvShape s = filters[pick(0, 1, 2, 3)];
+  s.n = n;
+  s.h = h;
+  s.w = w;
+  s.c = pick(8, 24, 40, 5);
+  const int c2 = pick(0, 8, 56, 3);
+  s.k = pick(3, 8, 40, 136);
+  ConvDesc d = make_desc(s);
+  d.c2 = c2;
+  d.transform.affine = pick(0, 1);
+  d.transform.silu = pick(0, 1);
+  if (pick(0, 1)) d.transform.dropout = {.p = 0.25f, .layer = 2};
+  d.upsample = pick(0, 1);
+  d.bias = pick(0, 1);
+  if (pick(0, 1)) {
+    d.sample_bias_stride = 2 * d.k + 3;
+    d.sample_bias_offset = 3;
+  }
+  d.residual = pick(0, 1);
+  const int shortcut = pick(0, 1, 2, 3);
+  d.shortcut_c = std::vector{0, 40, 8, 5}[static_cast<size_t>(shortcut)];
+  d.shortcut_c2 = shortcut == 2 ? 24 : 0;
+  d.statistics = pick(0, 1);
+  return d;
+}
+
+struct Pair {
+  size_t i, j;
+  int a, b;
+  bool in(const std::vector<int>& row) const { return row[i] == a && row[j] == b; }
+};
+
+// Rows of values such that every two options take every two of their values in some row: each row
+// begins with a pair that is missing, and is the best of many drawn.
+std::vector<std::vector<int>> covering_rows() {
+  std::vector<Pair> missing;
+  for (size_t i = 0; i < kLevels.size(); ++i)
+    for (size_t j = i + 1; j < kLevels.size(); ++j)
+      for (int a = 0; a < kLevels[i]; ++a)
+        for (int b = 0; b < kLevels[j]; ++b) missing.push_back({i, j, a, b});
+  std::vector<std::vector<int>> rows;
+  uint64_t seed = 1;
+  while (!missing.empty()) {
+    std::vector<int> best;
+    int64_t most = 0;
+    for (int draw = 0; draw < 40; ++draw) {
+      const auto random = random_values(static_cast<int64_t>(kLevels.size()), seed++);
+      std::vector<int> row;
+      for (size_t i = 0; i < kLevels.size(); ++i)
+        row.push_back(
+            std::min(static_cast<int>((random[i] + 1) / 2 * static_cast<float>(kLevels[i])),
+                     kLevels[i] - 1));
+      row[missing.front().i] = missing.front().a;
+      row[missing.front().j] = missing.front().b;
+      const auto covers =
+          std::count_if(missing.begin(), missing.end(), [&](const Pair& p) { return p.in(row); });
+      if (covers <= most) continue;
+      most = covers;
+      best = row;
+    }
+    std::erase_if(missing, [&](const Pair& p) { return p.in(best); });
+    rows.push_back(best);
+  }
+  return rows;
+}
+
+}  // namespace
+
+TEST_CASE("simt.conv: every pair of options and batches of 1 to 9", "[simt][conv]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const auto backend = make_kernel_backend(type);
+  const auto rows = covering_rows();
+  CHECK(rows.size() <= 100);
+  for (const auto& row : rows) {
+    ConvDesc d = pairwise_desc(row);
+    check_fused(*backend, d);
+    check_wgrad(*backend, d);
+    d.x.c = d.c();
+    d.c2 = 0;
+    d.transform = {};
+    d.upsample = false;
+    check_dgrad(*backend, d);
+  }
+}
+
 // Strides make large halos: tiles shrink until a block fits, and what fits nowhere is plain
 // arithmetic. The machine refuses a launch that asks for more than there is.
 TEST_CASE("simt.conv: what an A100 and smaller chips have of shared memory is enough",
