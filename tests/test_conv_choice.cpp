@@ -74,6 +74,11 @@ class Chooser final : public RecordingBackend {
                                  Write write) override {
     return choice.dgrad(d, s, dy, dx, write);
   }
+  std::optional<Call> conv_dgrad_norm(const ConvDesc& d, const ConvSlots& s,
+                                      const GroupNormDesc& norm, In mean_rstd, In dy, Out dz,
+                                      Out sums) override {
+    return choice.dgrad_norm(d, s, norm, mean_rstd, dy, dz, sums);
+  }
   std::optional<Call> conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
                                  Write write) override {
     return choice.wgrad(d, s, dy, dfilter, write);
@@ -144,6 +149,15 @@ std::string asked(Backend& backend, ConvPass pass, const ConvDesc& d,
   return call ? call->op : "";
 }
 
+// Whether a gradient is led back through its norm, of four groups.
+bool leads_back(ConvChoice& choice, const ConvDesc& d) {
+  ConvSlots s;
+  s.x = s.scale_shift = s.state = s.filter = {0};
+  if (d.c2 > 0) s.x2 = {0};
+  const GroupNormDesc norm{.x = d.x, .c2 = d.c2, .groups = 4};
+  return choice.dgrad_norm(d, s, norm, {0}, {0}, {1}, {2}).has_value();
+}
+
 PlanTable through_text(const PlanTable& table) {
   return cuda::plan_table_from_json(nlohmann::json::parse(cuda::to_json(table).dump()), "m.json");
 }
@@ -164,6 +178,10 @@ TEST_CASE("conv_choice: the faster way is taken", "[conv_choice]") {
     CHECK(asked(backend, ConvPass::kDgrad, biased(s)) == (own ? "conv_dgrad" : "library"));
     CHECK(asked(backend, ConvPass::kDgrad, biased(s), Write::kAccumulate) ==
           (own ? "conv_dgrad" : "library"));
+    const int before = clock.own_asked;
+    CHECK(leads_back(backend.choice, normalised(s)) == own);
+    CHECK(leads_back(backend.choice, normalised(s)) == own);
+    CHECK(clock.own_asked == before + 1);  // its composite's plain gradient was known already
   }
 }
 
@@ -293,6 +311,9 @@ TEST_CASE("conv_choice: the rules", "[conv_choice]") {
   CHECK(asked(backend, ConvPass::kDgrad, biased(down), Write::kAccumulate) == "library");
   CHECK(asked(backend, ConvPass::kDgrad, biased({128, 32, 32, 128, 3}), Write::kAccumulate) ==
         "library");
+  CHECK(leads_back(backend.choice, normalised(body)));
+  CHECK_FALSE(leads_back(backend.choice, normalised(down)));
+  CHECK_FALSE(leads_back(wide.choice, normalised(body)));
   CHECK(asked(wide, ConvPass::kForward, normalised(body)).empty());
   CHECK(asked(wide, ConvPass::kDgrad, biased(body), Write::kAccumulate) == "library");
 }
@@ -340,6 +361,9 @@ TEST_CASE("conv_choice: the composite that is timed computes what our call does"
     const bool ours = std::string(call.op) != "composite";
     if (ours) {
       outputs = call.writes;
+      // Behind a norm: not the gradient at z and its sums, which the composite has nowhere.
+      if (std::string(call.op) == "conv_dgrad_norm")
+        outputs.erase(outputs.begin(), outputs.begin() + 2);
       wrote.clear();
       for (const Out out : outputs) wrote.push_back(bench.get(out));
       return 1.0;
@@ -367,6 +391,12 @@ TEST_CASE("conv_choice: the composite that is timed computes what our call does"
     CHECK(choice.forward(d, s, {1}, {d.statistics ? 2 : -1}));
     CHECK(choice.wgrad(d, s, {1}, {2}, Write::kAccumulate));
     CHECK(compared == (type == DType::kBF16 ? 0 : 2 + d.statistics));
+    if (d.transform.affine && !d.upsample) {
+      compared = 0;
+      leads_back(choice, d);
+      // The plain gradient within the composite is chosen, and compared, as well.
+      CHECK(compared == (type == DType::kBF16 ? 0 : 1 + 3 + (d.c2 > 0)));
+    }
     if (d.c2 > 0 || d.transform.any()) continue;
     CHECK(choice.dgrad(d, s, {1}, {2}, Write::kAccumulate));
   }

@@ -1,8 +1,11 @@
 // The CUDA convolutions on the host at the networks' shapes. Grids are large, so some blocks are
 // run, and some of what they wrote is compared with the formula, element by element.
 #include <algorithm>
+#include <fstream>
+#include <iterator>
 
 #include "tests/conv_support.h"
+#include "tests/conv_table.h"
 #include "tests/kernel_backend.h"
 #include "tests/network_layers.h"
 #include "tests/simt/machine.h"
@@ -204,6 +207,13 @@ TEST_CASE("simt.conv: the 256x256 networks' shapes", "[simt][conv]") {
   const auto backend = make_kernel_backend(DType::kBF16);
   check_layer(*backend, layer);
   check_layer_dgrad(*backend, layer);
+}
+
+TEST_CASE("conv: the tables of docs/kernels.md are those of the plans", "[conv]") {
+  const std::string path = std::string(DDPM_SOURCE_DIR) + "/docs/kernels.md";
+  std::ifstream file(path);
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  CHECK(text.find(conv_tables()) != std::string::npos);  // else: ddpm_tests --conv-tables
 }
 
 TEST_CASE("simt.conv_wgrad: shapes of the networks", "[simt][conv]") {

@@ -25,7 +25,8 @@ ConvDesc read_by(ConvPass pass, ConvDesc d) {
   return d;
 }
 
-std::string describe(ConvPass pass, const ConvDesc& d, Write write, const std::string& precision) {
+std::string describe(ConvPass pass, const ConvDesc& d, Write write, int groups,
+                     const std::string& precision) {
   constexpr const char* kPasses[] = {"forward", "dgrad", "wgrad"};
   std::string text = format("conv_choice %s %s x%s", kPasses[static_cast<size_t>(pass)],
                             precision.c_str(), to_string(d.x).c_str());
@@ -45,6 +46,7 @@ std::string describe(ConvPass pass, const ConvDesc& d, Write write, const std::s
   add(d.shortcut_c > 0, format("shortcut %d+%d", d.shortcut_c, d.shortcut_c2));
   add(d.statistics, "statistics");
   add(write == Write::kAccumulate, "accumulate");
+  add(groups > 0, format("through %d groups", groups));
   return text;
 }
 
@@ -85,6 +87,8 @@ constexpr Rule kRules[] = {
     // 80 is no difference to rely on.
     {[](const Asked& a) { return a.pass == ConvPass::kDgrad && a.write == Write::kAccumulate; },
      true},
+    // 88 us and 41 of the norm's backward pass, against 80 and 69.
+    {[](const Asked& a) { return a.pass == ConvPass::kDgrad && a.d.transform.affine; }, true},
     // Nothing is fused that the library would not add itself.
     {[](const Asked& a) { return basic(a.d); }, false},
     // 94 us against 80 and 26 for the activation, 25 for biases, 14 for statistics; at 8x8x256 32
@@ -121,9 +125,9 @@ Call together(std::vector<Call> calls) {
 // Slots of a desc, and their sizes.
 class ConvChoice::Slots {
  public:
-  Slots(ConvPass pass, const ConvDesc& d, DType type) : type_(type) {
+  Slots(ConvPass pass, const ConvDesc& d, DType type, int groups) : type_(type) {
     const int64_t pixels = d.y().n * d.y().pixels();
-    if (pass != ConvPass::kDgrad) {
+    if (pass != ConvPass::kDgrad || groups > 0) {
       s.x = in(type, d.x.count());
       if (d.c2 > 0) s.x2 = in(type, d.x.n * d.x.pixels() * d.c2);
       if (d.transform.affine) s.scale_shift = in(DType::kF32, int64_t{d.x.n} * d.c() * 2);
@@ -143,19 +147,44 @@ class ConvChoice::Slots {
     y = in(type, d.y().count());
     if (pass == ConvPass::kForward && d.statistics)
       result = {in(DType::kF32, StatsDesc{d.y()}.count()).slot};
-    if (pass == ConvPass::kDgrad) result = {in(type, d.x.count()).slot};
+    if (pass == ConvPass::kDgrad) result = {in(type, int64_t{d.x.n} * d.x.pixels() * d.c()).slot};
     if (pass == ConvPass::kWgrad) result = {in(DType::kF32, d.filter().count()).slot};
+    if (groups > 0) add_norm(d, groups);
   }
 
   Out y_out() const { return {y.slot}; }
+  // From the gradient by the norm's output, or, with sums, from what led it further.
+  Call norm_backward(Backend& backend, bool summed) const {
+    return backend.group_norm_backward(norm, s.x, s.x2, s.scale_shift, mean_rstd, gamma, s.state,
+                                       {result.slot}, summed ? In{sums.slot} : In{}, dx,
+                                       Write::kOverwrite, dx2, Write::kOverwrite, dgamma, dbeta,
+                                       Write::kOverwrite);
+  }
   Out activation(const Shape& shape) { return {in(type_, shape.count()).slot}; }
   const std::vector<size_t>& bytes() const { return bytes_; }
 
   ConvSlots s;
   In y;        // or its gradient
   Out result;  // statistics, dx or dfilter
+  GroupNormDesc norm;
+  In mean_rstd, gamma;
+  Out sums, dx, dx2, dgamma, dbeta;
 
  private:
+  void add_norm(const ConvDesc& d, int groups) {
+    norm.x = d.x;
+    norm.c2 = d.c2;
+    norm.groups = groups;
+    norm.silu = d.transform.silu;
+    norm.dropout = d.transform.dropout;
+    mean_rstd = in(DType::kF32, int64_t{d.x.n} * groups * 2);
+    gamma = in(DType::kF32, d.c());
+    sums = {in(DType::kF32, StatsDesc{norm.shape()}.count()).slot};
+    dx = activation(d.x);
+    if (d.c2 > 0) dx2 = activation({d.x.n, d.x.h, d.x.w, d.c2});
+    dgamma = {in(DType::kF32, d.c()).slot};
+    dbeta = {in(DType::kF32, d.c()).slot};
+  }
   In add(size_t bytes) {
     bytes_.push_back(bytes);
     return {static_cast<int>(bytes_.size()) - 1};
@@ -178,6 +207,21 @@ Call ConvChoice::own_call(ConvPass pass, const ConvDesc& d, Write write, const S
     call = conv_wgrad(type, options_.shared_bytes, d, t.s, t.y, t.result, write);
   DDPM_CHECK(call.has_value(), "our own convolution declines %s", to_string(d.x).c_str());
   return *std::move(call);
+}
+
+Call ConvChoice::own_norm_call(const ConvDesc& d, const Slots& t) const {
+  auto call = conv_dgrad_norm(backend_.compute_type(), options_.shared_bytes, d, t.s, t.norm,
+                              t.mean_rstd, t.y, t.result, t.sums);
+  DDPM_CHECK(call.has_value(), "our own gradient declines %s", to_string(d.x).c_str());
+  Call all = together({*std::move(call), t.norm_backward(backend_, true)});
+  all.op = "conv_dgrad_norm";
+  return all;
+}
+
+Call ConvChoice::norm_composite(const ConvDesc& d, const Slots& t) {
+  auto call = dgrad(without_prologue(d), t.s, t.y, t.result, Write::kOverwrite);
+  DDPM_CHECK(call.has_value(), "no plain gradient of %s", to_string(d.x).c_str());
+  return together({*std::move(call), t.norm_backward(backend_, false)});
 }
 
 // What the op lists where the whole is declined; for a basic desc, the library's call.
@@ -213,12 +257,12 @@ void ConvChoice::use(PlanTable given) {
   replaced_ = 0;
 }
 
-bool ConvChoice::own(ConvPass pass, const ConvDesc& asked, Write write) {
+bool ConvChoice::own(ConvPass pass, const ConvDesc& asked, Write write, int groups) {
   const ConvDesc d = read_by(pass, asked);
   // Without a choice: what has no composite, and an input's gradient, which is not fused.
   if (options_.batch_invariant || (d.transform.any() && !d.transform.affine)) return true;
-  if (pass == ConvPass::kDgrad && !basic(d)) return true;
-  const std::string key = describe(pass, d, write, options_.precision);
+  if (pass == ConvPass::kDgrad && !basic(d) && groups == 0) return true;
+  const std::string key = describe(pass, d, write, groups, options_.precision);
   if (const auto known = table_.choices.find(key); known != table_.choices.end())
     return known->second.variant == kOwn;
   std::optional<bool> ours;
@@ -229,23 +273,26 @@ bool ConvChoice::own(ConvPass pass, const ConvDesc& asked, Write write) {
     else
       ++replaced_;
   }
-  if (!ours) ours = faster(pass, d, write);
+  if (!ours) ours = faster(pass, d, write, groups);
   table_.choices[key] = {*ours ? kOwn : kLibrary, {.id = 0, .knobs = {}}};
   return *ours;
 }
 
-bool ConvChoice::faster(ConvPass pass, const ConvDesc& d, Write write) {
+bool ConvChoice::faster(ConvPass pass, const ConvDesc& d, Write write, int groups) {
   const DType type = backend_.compute_type();
   const bool rule = by_rule({pass, d, write, type == DType::kBF16});
   if (!options_.timer || !options_.budget->left()) return rule;
   try {
-    Slots slots(pass, d, type);
+    Slots slots(pass, d, type, groups);
     const auto time = [&](const Call& call) {
       const TuningBudget::Spending spending(*options_.budget);
       return options_.timer(call, slots.bytes());
     };
-    const double ours = time(own_call(pass, d, write, slots));
-    return ours <= time(composite(pass, d, write, slots));
+    // Both are prepared first: what is chosen within the composite is measured by then.
+    const Call ours = groups > 0 ? own_norm_call(d, slots) : own_call(pass, d, write, slots);
+    const Call rest = groups > 0 ? norm_composite(d, slots) : composite(pass, d, write, slots);
+    const double seconds = time(ours);
+    return seconds <= time(rest);
   } catch (const Error& e) {
     if (e.status() != Status::kMemory) throw;
     return rule;  // there is no room to measure in
@@ -266,6 +313,14 @@ std::optional<Call> ConvChoice::dgrad(const ConvDesc& d, const ConvSlots& s, In 
   if (own(ConvPass::kDgrad, d, write))
     return conv_dgrad(backend_.compute_type(), options_.shared_bytes, d, s, dy, dx, write);
   return library_.dgrad(d, s, dy, dx, write);
+}
+
+std::optional<Call> ConvChoice::dgrad_norm(const ConvDesc& d, const ConvSlots& s,
+                                           const GroupNormDesc& norm, In mean_rstd, In dy, Out dz,
+                                           Out sums) {
+  if (d.upsample || !own(ConvPass::kDgrad, d, Write::kOverwrite, norm.groups)) return std::nullopt;
+  return conv_dgrad_norm(backend_.compute_type(), options_.shared_bytes, d, s, norm, mean_rstd, dy,
+                         dz, sums);
 }
 
 std::optional<Call> ConvChoice::wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,

@@ -39,6 +39,9 @@ class ConvChoice {
   // As Backend's.
   std::optional<Call> forward(const ConvDesc&, const ConvSlots&, Out y, Out statistics);
   std::optional<Call> dgrad(const ConvDesc&, const ConvSlots&, In dy, Out dx, Write);
+  // Against dgrad, with what is left of the norm's backward pass behind each.
+  std::optional<Call> dgrad_norm(const ConvDesc&, const ConvSlots&, const GroupNormDesc&,
+                                 In mean_rstd, In dy, Out dz, Out sums);
   std::optional<Call> wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write);
 
   // As CudnnConvolutions'.
@@ -48,10 +51,13 @@ class ConvChoice {
 
  private:
   class Slots;
-  bool own(ConvPass, const ConvDesc&, Write);
-  bool faster(ConvPass, const ConvDesc&, Write);
+  // groups: of the norm that a gradient is led back through; 0 = none.
+  bool own(ConvPass, const ConvDesc&, Write, int groups = 0);
+  bool faster(ConvPass, const ConvDesc&, Write, int groups);
   Call own_call(ConvPass, const ConvDesc&, Write, const Slots&) const;
   Call composite(ConvPass, const ConvDesc&, Write, Slots&);
+  Call own_norm_call(const ConvDesc&, const Slots&) const;
+  Call norm_composite(const ConvDesc&, const Slots&);
 
   Backend& backend_;
   ConvLibrary& library_;

@@ -492,7 +492,8 @@ ConvPlan tensor_forward(size_t shared_bytes, const ConvDesc& d, const ConvSlots&
     if (plan.fits(shared_bytes) || (rows == 64 && t.per_image > 1)) break;
   }
   if (!plan.fits(shared_bytes)) return {};
-  return {plan.workspace(), [=](const Run& r) {
+  return {plan.workspace(),
+          [=](const Run& r) {
             ConvProblem a;
             a.in = make_input<bf16>(d, s, r);
             a.filter = r.in<bf16>(s.filter);
@@ -502,7 +503,11 @@ ConvPlan tensor_forward(size_t shared_bytes, const ConvDesc& d, const ConvSlots&
             }
             a.out = make_output<bf16>(d, s, r, y, statistics);
             plan.run(a, r);
-          }};
+          },
+          {.blocks = plan.tiles.count * plan.blocks(),
+           .splits = plan.cut.splits,
+           .columns = plan.cut.columns,
+           .shared = plan.cut.shared}};
 }
 
 ConvPlan tensor_dgrad(size_t shared_bytes, const ConvDesc& d, const ConvSlots& s, In dy,

@@ -175,9 +175,15 @@ ConvOutput<T> gradient_output(const ConvDesc& d, const ConvSlots& s, const Gradi
 
 // What conv_forward, dgrad and wgrad ask of the tensor cores' and of the plain kernels. A Call's
 // run and workspace are set here; nullptr where the kernel does not take it.
+struct ConvGrid {  // of the tensor cores' kernels
+  int blocks = 0, splits = 1;
+  int columns = 0;  // output channels of a block
+  size_t shared = 0;
+};
 struct ConvPlan {
   size_t workspace = 0;
   std::function<void(const Run&)> run;
+  ConvGrid grid{};
 };
 ConvPlan tensor_forward(size_t shared_bytes, const ConvDesc&, const ConvSlots&, Out y,
                         Out statistics, bool batch_invariant);

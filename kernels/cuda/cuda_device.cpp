@@ -296,9 +296,7 @@ std::optional<Call> CudaDevice::conv_dgrad(const ConvDesc& d, const ConvSlots& s
 std::optional<Call> CudaDevice::conv_dgrad_norm(const ConvDesc& d, const ConvSlots& s,
                                                 const GroupNormDesc& norm, In mean_rstd, In dy,
                                                 Out dz, Out sums) {
-  if (!options_.batch_invariant) return std::nullopt;
-  return cuda::conv_dgrad_norm(compute_type(), block_shared_bytes(), d, s, norm, mean_rstd, dy, dz,
-                               sums);
+  return choice_->dgrad_norm(d, s, norm, mean_rstd, dy, dz, sums);
 }
 
 std::optional<Call> CudaDevice::conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy,
