@@ -256,7 +256,7 @@ bool ConvChoice::own(ConvPass pass, const ConvDesc& asked, Write write, int grou
   const ConvDesc d = read_by(pass, asked);
   // Without a choice: what has no composite, and an input's gradient, which is not fused.
   if (options_.batch_invariant || (d.transform.any() && !d.transform.affine)) return true;
-  if (pass == ConvPass::kDgrad && !basic(d) && groups == 0) return true;
+  if (pass == ConvPass::kDgrad && !d.basic() && groups == 0) return true;
   const std::string key = describe(pass, d, write, groups, options_.precision);
   if (const auto known = table_.choices.find(key); known != table_.choices.end())
     return known->second.variant == kOwn;
