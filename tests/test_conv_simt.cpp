@@ -139,19 +139,19 @@ ConvDesc pairwise_desc(const std::vector<int>& row) {
     return v.at(static_cast<size_t>(row.at(next++)));
   };
   const int n = pick(1, 2, 3, 4, 5, 6, 7, 8, 9);
-  const int h = pick(2, 4, 5, 8, 3, 2);
-  const int w = h == 2 ? (row[1] == 0 ? 3 : 128) : h == 4 ? 4 : h == 5 ? 7 : h == 8 ? 8 : 70;
+  const int h = pick(2, 4, 5, 8, 3, 1);
+  const int w = std::vector{3, 4, 7, 8, 10, 66}[static_cast<size_t>(row[1])];
   const ConvShape filters[] = {{0, 0, 0, 0, 0},
-                               {0, 0, 0, 0, 0, 3, 3, 2, 0, 0, 1, 1},
+                               {0, 0, 0, 0, 0, 3, 3, 2, 1, 1, 1, 0},
                                {0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0},
                                {0, 0, 0, 0, 0, 2, 3, 1, 1, 0, 0, 2}};
   ConvShape s = filters[pick(0, 1, 2, 3)];
   s.n = n;
   s.h = h;
   s.w = w;
-  s.c = pick(8, 24, 40, 5);
-  const int c2 = pick(0, 8, 56, 3);
-  s.k = pick(3, 8, 40, 136);
+  s.c = pick(8, 16, 40, 5);
+  const int c2 = pick(0, 8, 24, 3);
+  s.k = pick(3, 8, 24, 72);
   ConvDesc d = make_desc(s);
   d.c2 = c2;
   d.transform.affine = pick(0, 1);
