@@ -1,25 +1,32 @@
-// SIGINT and SIGTERM as a question instead of an interruption: a run stops at its next step. A
-// second signal ends the process at once.
+// SIGINT, SIGTERM and SIGUSR1 (which Slurm sends before it takes a node back) as a question instead
+// of an interruption: a run stops at its next step. A second signal ends the process at once, also
+// in the middle of a step or a save.
 #pragma once
 
+#include <atomic>
 #include <csignal>
+#include <thread>
 
 namespace ddpm::tools {
 
 class StopSignal {
  public:
-  // Blocks the signals in this thread and those it starts later.
+  // Blocks the signals in this thread and in those that it starts later. Make it before any other
+  // thread of the process: a signal ends the process where one thread does not block it.
   StopSignal();
   ~StopSignal();
   StopSignal(const StopSignal&) = delete;
   StopSignal& operator=(const StopSignal&) = delete;
 
-  // Whether one has come. The first time it has, the signals get their usual effect back.
-  bool raised();
+  // Whether one has come.
+  bool raised() const { return raised_.load(); }
 
  private:
+  void wait();
+
   sigset_t set_, before_;
-  bool raised_ = false;
+  std::atomic<bool> raised_{false}, done_{false};
+  std::thread waiting_;
 };
 
 }  // namespace ddpm::tools

@@ -82,7 +82,7 @@ class Run {
   Run(const TrainArgs& args, const RunConfig& config, const std::string& out)
       : config_(config), out_(out), backend_(open_backend(args.device)) {}
 
-  Status run(const TrainArgs& args);
+  Status run(const TrainArgs& args, const StopSignal& stop);
 
  private:
   void prepare(const TrainArgs& args);
@@ -102,7 +102,7 @@ class Run {
   std::string data_description_;
   std::unique_ptr<Trainer> trainer_;
   Preview preview_;
-  uint64_t first_step_ = 0, logged_step_ = 0;
+  uint64_t first_step_ = 0, logged_step_ = 0, saved_step_ = 0;
   double logged_seconds_ = 0, logged_loss_sum_ = 0;
 };
 
@@ -271,6 +271,7 @@ void Run::save(uint64_t step, Progress& progress) {
   const std::string folder = checkpoint_folder(out_, step);
   save_checkpoint(folder, config_.unet, config_.scheduler, trainer_->store(), m);
   progress.line("saved    " + folder);
+  saved_step_ = step;
   if (train().keep_last == 0) return;
   auto checkpoints = list_checkpoints(out_);
   while (checkpoints.size() > static_cast<size_t>(train().keep_last)) {
@@ -292,8 +293,7 @@ void Run::after_step(uint64_t step, Progress& progress, AppendFile& metrics) {
   if (due(train().save_every) || step == last) save(step, progress);
 }
 
-Status Run::run(const TrainArgs& args) {
-  StopSignal stop;
+Status Run::run(const TrainArgs& args, const StopSignal& stop) {
   prepare(args);
   const uint64_t last = static_cast<uint64_t>(train().steps);
   if (first_step_ >= last) {
@@ -311,7 +311,7 @@ Status Run::run(const TrainArgs& args) {
     trainer_->step();
     after_step(step, progress, metrics);
     if (stop.raised() && step < last) {
-      save(step, progress);
+      if (saved_step_ != step) save(step, progress);
       progress.line("stopped by a signal; the same command goes on from here");
       return Status::kStopped;
     }
@@ -328,7 +328,8 @@ Status run_train(const TrainArgs& args) {
                                ? "tiny"
                                : std::filesystem::path(args.config).stem().string();
   const std::string out = args.out.empty() ? "runs/" + name : args.out;
-  return Run(args, config, out).run(args);
+  const StopSignal stop;  // before the backend's threads
+  return Run(args, config, out).run(args, stop);
 }
 
 }  // namespace ddpm::tools

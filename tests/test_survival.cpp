@@ -1,0 +1,136 @@
+// A training run that is told to stop, killed, or goes wrong: what is on disk afterwards.
+#include <catch2/catch.hpp>
+
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <sstream>
+#include <thread>
+#include <vector>
+
+#include "model/pipeline.h"
+#include "tests/temp_folder.h"
+
+using namespace ddpm;
+using namespace ddpm::test;
+
+namespace {
+
+// The program in the background, its output in `log`.
+class Child {
+ public:
+  Child(const std::string& arguments, const std::string& log) {
+    std::istringstream words(DDPM_PROGRAM " " + arguments);
+    std::vector<std::string> list;
+    for (std::string word; words >> word;) list.push_back(word);
+    std::vector<char*> argv;
+    for (std::string& word : list) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    pid_ = ::fork();
+    if (pid_ != 0) return;
+    const int fd = ::open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    ::dup2(fd, 1);
+    ::dup2(fd, 2);
+    ::execv(argv[0], argv.data());
+    ::_exit(127);
+  }
+  ~Child() {
+    if (pid_ > 0) send(SIGKILL), wait();
+  }
+  void send(int signal) const { ::kill(pid_, signal); }
+  // Whether it has ended by itself.
+  bool ended() {
+    if (pid_ > 0 && ::waitpid(pid_, &status_, WNOHANG) == pid_) pid_ = 0;
+    return pid_ == 0;
+  }
+  // The exit code, or 128 + the signal that ended it.
+  int wait() {
+    if (pid_ > 0) ::waitpid(pid_, &status_, 0);
+    pid_ = 0;
+    return WIFEXITED(status_) ? WEXITSTATUS(status_) : 128 + WTERMSIG(status_);
+  }
+
+ private:
+  pid_t pid_ = 0;
+  int status_ = 0;
+};
+
+const std::string kSmall =
+    " --set unet.block_out_channels=[8,8,8] --set unet.norm_num_groups=4 --set unet.sample_size=8"
+    " --set train.sample_every=0 --set train.log_every=1 --threads 1";
+
+std::string train_command(const std::string& out, const std::string& more) {
+  return "train --data shapes --out " + out + kSmall + " " + more;
+}
+
+int64_t logged_steps(const std::string& run) {
+  const std::string text = get_bytes(run + "/metrics.jsonl");
+  return std::count(text.begin(), text.end(), '\n');
+}
+
+// Until the run has logged `count` steps.
+void wait_for_steps(Child& child, const std::string& run, int64_t count) {
+  while (logged_steps(run) < count && !child.ended())
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  REQUIRE_FALSE(child.ended());
+}
+
+// Everything a resumed run starts from.
+std::vector<std::string> state_of(const std::string& run, uint64_t step) {
+  const std::string folder = checkpoint_folder(run, step);
+  return {get_bytes(folder + "/training_state.safetensors"),
+          get_bytes(folder + "/unet/diffusion_pytorch_model.safetensors"),
+          get_bytes(folder + "/manifest.json")};
+}
+
+}  // namespace
+
+TEST_CASE("survival: a signal saves at the next step and is exit 75, resumable bit for bit",
+          "[survival]") {
+  const TempFolder tmp;
+  const std::string settings = "--batch-size 4 --steps 60 --save-every 0";
+  REQUIRE(Child(train_command(tmp / "whole", settings), tmp / "log").wait() == 0);
+  for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) {
+    INFO("signal " << signal);
+    const std::string run = tmp / std::to_string(signal);
+    const std::string more = "--batch-size 4 --steps 1000000 --save-every 0";
+    int64_t before = 0;
+    {
+      Child child(train_command(run, more), tmp / "log");
+      wait_for_steps(child, run, 3);
+      before = logged_steps(run);
+      child.send(signal);
+      CHECK(child.wait() == static_cast<int>(Status::kStopped));
+    }
+    INFO(get_bytes(tmp / "log"));
+    const auto saved = list_checkpoints(run);
+    REQUIRE(saved.size() == 1);
+    CHECK(saved.begin()->first == static_cast<uint64_t>(logged_steps(run)));
+    CHECK(logged_steps(run) >= before);
+    CHECK(get_bytes(tmp / "log").find("stopped by a signal") != std::string::npos);
+    if (saved.begin()->first >= 60) continue;  // a slow reader of a fast run
+    REQUIRE(Child(train_command(run, settings), tmp / "log").wait() == 0);
+    CHECK(state_of(run, 60) == state_of(tmp / "whole", 60));
+  }
+}
+
+TEST_CASE("survival: a second signal ends the program at once, its checkpoints whole",
+          "[survival]") {
+  const TempFolder tmp;
+  const std::string run = tmp / "run";
+  REQUIRE(Child(train_command(run, "--batch-size 2048 --steps 1"), tmp / "log").wait() == 0);
+  const auto saved = state_of(run, 1);
+  Child child(train_command(run, "--batch-size 2048 --steps 1000"), tmp / "log");
+  wait_for_steps(child, run, 2);  // step 3 now takes a while
+  child.send(SIGTERM);
+  child.send(SIGINT);
+  const int code = child.wait();
+  INFO(get_bytes(tmp / "log"));
+  CHECK((code == 128 + SIGTERM || code == 128 + SIGINT));
+  CHECK(list_checkpoints(run).size() == 1);
+  CHECK(state_of(run, 1) == saved);
+}
