@@ -53,7 +53,8 @@ bool same_shape(std::vector<uint64_t> stored, const std::vector<uint64_t>& wante
 }
 
 void load_tensor(const SafetensorsReader& file, const TensorInfo& stored,
-                 const CheckpointTensor& wanted, ParamStore& store, Arena arena) {
+                 const CheckpointTensor& wanted, ParamStore& store, Arena arena,
+                 NonFiniteValues nonfinite) {
   if (!same_shape(stored.shape, wanted.shape))
     fail(Status::kConfig, "%s: \"%s\" has shape %s where the config asks for %s",
          file.path().c_str(), stored.name.c_str(), shape_text(stored.shape).c_str(),
@@ -61,7 +62,7 @@ void load_tensor(const SafetensorsReader& file, const TensorInfo& stored,
   std::vector<float> values(static_cast<size_t>(wanted.count()));
   file.read_f32(stored, values.data());
   for (float v : values)
-    if (!std::isfinite(v))
+    if (nonfinite == NonFiniteValues::kRefused && !std::isfinite(v))
       fail(Status::kFile,
            "%s: \"%s\" holds values that are not finite; use a checkpoint from before the training "
            "diverged",
@@ -70,7 +71,7 @@ void load_tensor(const SafetensorsReader& file, const TensorInfo& stored,
 }
 
 void load_arena(const SafetensorsReader& file, ParamStore& store, Arena arena,
-                const std::string& prefix, std::set<std::string>& used) {
+                const std::string& prefix, NonFiniteValues nonfinite, std::set<std::string>& used) {
   for (const CheckpointTensor& t : checkpoint_tensors(store.params())) {
     const TensorInfo* stored = file.find(prefix + t.key);
     if (stored == nullptr && prefix.empty() && !old_key(t.key).empty())
@@ -80,7 +81,7 @@ void load_arena(const SafetensorsReader& file, ParamStore& store, Arena arena,
            "%s: tensor \"%s\" is missing: the file is not of the model its config "
            "describes",
            file.path().c_str(), (prefix + t.key).c_str());
-    load_tensor(file, *stored, t, store, arena);
+    load_tensor(file, *stored, t, store, arena, nonfinite);
     used.insert(stored->name);
   }
 }
@@ -112,15 +113,18 @@ std::map<std::string, std::string> write_training_state(OutputFile& file, const 
   return write_safetensors(file, std::move(sources));
 }
 
-void load_weights(const SafetensorsReader& file, ParamStore& store, Arena arena) {
+void load_weights(const SafetensorsReader& file, ParamStore& store, Arena arena,
+                  NonFiniteValues nonfinite) {
   std::set<std::string> used;
-  load_arena(file, store, arena, "", used);
+  load_arena(file, store, arena, "", nonfinite, used);
   check_all_used(file, used);
 }
 
-void load_training_state(const SafetensorsReader& file, ParamStore& store) {
+void load_training_state(const SafetensorsReader& file, ParamStore& store,
+                         NonFiniteValues nonfinite) {
   std::set<std::string> used;
-  for (const auto& [arena, prefix] : kStateArenas) load_arena(file, store, arena, prefix, used);
+  for (const auto& [arena, prefix] : kStateArenas)
+    load_arena(file, store, arena, prefix, nonfinite, used);
   check_all_used(file, used);
 }
 

@@ -17,11 +17,16 @@ std::map<std::string, std::string> write_weights(OutputFile& file, const ParamSt
 // Raw weights, m and v, as "weights.KEY", "adam_m.KEY", "adam_v.KEY".
 std::map<std::string, std::string> write_training_state(OutputFile& file, const ParamStore& store);
 
+// Values that are not finite: an error, or what a bundle of a failed step holds.
+enum class NonFiniteValues { kRefused, kAllowed };
+
 // Loads every tensor of the parameters from a diffusers weights file, old attention names
 // (query, key, value, proj_attn) and 1x1-convolution shapes included. Error(kConfig) where the file
 // holds other tensors or shapes than the config says, Error(kFile) where a value is not finite.
-void load_weights(const SafetensorsReader& file, ParamStore& store, Arena arena);
-void load_training_state(const SafetensorsReader& file, ParamStore& store);
+void load_weights(const SafetensorsReader& file, ParamStore& store, Arena arena,
+                  NonFiniteValues nonfinite = NonFiniteValues::kRefused);
+void load_training_state(const SafetensorsReader& file, ParamStore& store,
+                         NonFiniteValues nonfinite = NonFiniteValues::kRefused);
 
 // Error(kFile) naming the tensor whose stored bytes no longer have the hash.
 void check_hashes(const SafetensorsReader& file, const std::map<std::string, std::string>& hashes);

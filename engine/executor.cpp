@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <thread>
 #include <utility>
 
@@ -175,31 +176,46 @@ void Executor::step_timed(std::vector<double>& seconds) {
   }
 }
 
-std::string Executor::step_checked() {
+std::string Executor::step_checked(const Watch& each) {
   const std::vector<Step>& steps = graph_.steps();
   for (size_t i = 0; i < steps.size(); ++i) {
     run(Phase::kStep, i);
+    const std::string name = steps[i].scope + ":" + steps[i].call.op;
     for (const Out& out : steps[i].call.writes) {
       if (!out) continue;
-      if (!all_finite({out.slot})) return steps[i].scope + ":" + steps[i].call.op;
+      const DType type = graph_.info({out.slot}).dtype;
+      if (type != DType::kF32 && type != DType::kBF16) continue;
+      const Extent extent = extent_of({out.slot});
+      if (each) each(name, extent);
+      if (extent.nonfinite > 0) return name;
     }
   }
   return {};
 }
 
-bool Executor::all_finite(Tensor t) const {
+Extent Executor::extent_of(Tensor t) const {
   const TensorSpec& info = graph_.info(t);
-  if (info.dtype != DType::kF32 && info.dtype != DType::kBF16) return true;
   std::vector<uint8_t> bytes(info.bytes);
   download(bytes.data(), t);
-  const auto finite = [&]<typename T>(T value) {
+  Extent extent{std::numeric_limits<float>::max(), std::numeric_limits<float>::lowest(), 0};
+  const auto visit = [&]<typename T>(T value) {
     for (size_t i = 0; i + sizeof value <= bytes.size(); i += sizeof value) {
       std::memcpy(&value, &bytes[i], sizeof value);
-      if (!std::isfinite(to_float(value))) return false;
+      const float v = to_float(value);
+      if (!std::isfinite(v)) {
+        ++extent.nonfinite;
+        continue;
+      }
+      extent.low = std::min(extent.low, v);
+      extent.high = std::max(extent.high, v);
     }
-    return true;
   };
-  return info.dtype == DType::kF32 ? finite(0.0f) : finite(bf16{});
+  if (info.dtype == DType::kF32)
+    visit(0.0f);
+  else
+    visit(bf16{});
+  if (extent.low > extent.high) extent.low = extent.high = 0;
+  return extent;
 }
 
 void Executor::poison_after(Phase phase, size_t step) {

@@ -19,6 +19,13 @@ struct ParamArenas {
   void* operator[](Arena a) const { return data[static_cast<size_t>(a)]; }
 };
 
+// The values of a tensor: the least and the largest of those that are finite (0 where none is), and
+// how many are not.
+struct Extent {
+  float low = 0, high = 0;
+  int64_t nonfinite = 0;
+};
+
 struct ExecutorOptions {
   bool poison = false;  // fill memory with NaN (all bits set) as soon as it is no longer alive
 };
@@ -42,8 +49,9 @@ class Executor {
   // As step(), adding each step's seconds to `seconds` (one entry per step).
   void step_timed(std::vector<double>& seconds);
   // As step(), stopping at the first step with an output that is not finite, which it names; "" if
-  // there is none. Slow: for finding out.
-  std::string step_checked();
+  // there is none. `each` is told what every output holds. Slow: for finding out.
+  using Watch = std::function<void(const std::string& name, const Extent& output)>;
+  std::string step_checked(const Watch& each = {});
 
   void upload(Tensor t, const void* host) { upload(t, host, graph_.info(t).bytes); }
   void upload(Tensor t, const void* host, size_t bytes);
@@ -69,7 +77,7 @@ class Executor {
   bool record();
   void loop(int done, int count, const Progress& progress);
   void poison_after(Phase phase, size_t step);
-  bool all_finite(Tensor t) const;
+  Extent extent_of(Tensor t) const;
 
   Graph graph_;
   ExecutorOptions options_;

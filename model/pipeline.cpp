@@ -5,7 +5,6 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "engine/checkpoint.h"
 #include "engine/file_io.h"
 #include "engine/json.h"
 
@@ -151,14 +150,14 @@ Manifest read_manifest(const std::string& folder) {
   return m;
 }
 
-Manifest load_checkpoint(const std::string& folder, ParamStore& store) {
+Manifest load_checkpoint(const std::string& folder, ParamStore& store, NonFiniteValues nonfinite) {
   Manifest m = read_manifest(folder);
   const std::string weights = std::string("unet/") + kWeights;
   const SafetensorsReader ema(folder + "/" + weights), state(folder + "/" + kTrainingState);
   check_hashes(ema, m.hashes[weights]);
   check_hashes(state, m.hashes[kTrainingState]);
-  load_weights(ema, store, Arena::kEma);
-  load_training_state(state, store);
+  load_weights(ema, store, Arena::kEma, nonfinite);
+  load_training_state(state, store, nonfinite);
   return m;
 }
 

@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 
+#include "engine/checkpoint.h"
 #include "engine/param_store.h"
 #include "model/config.h"
 
@@ -42,7 +43,8 @@ struct Manifest {
 void save_checkpoint(const std::string& folder, const UNetConfig&, const SchedulerConfig&,
                      const ParamStore&, Manifest manifest);
 // Loads weights, EMA and moments of a checkpoint this program wrote, and checks every hash.
-Manifest load_checkpoint(const std::string& folder, ParamStore&);
+Manifest load_checkpoint(const std::string& folder, ParamStore&,
+                         NonFiniteValues nonfinite = NonFiniteValues::kRefused);
 Manifest read_manifest(const std::string& folder);
 
 // runs/NAME/checkpoints/step-00001000

@@ -8,12 +8,15 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <nlohmann/json.hpp>
 #include <sstream>
 #include <thread>
 #include <vector>
 
 #include "model/pipeline.h"
+#include "model/run_config.h"
 #include "tests/temp_folder.h"
+#include "tools/run_trainer.h"
 
 using namespace ddpm;
 using namespace ddpm::test;
@@ -133,4 +136,57 @@ TEST_CASE("survival: a second signal ends the program at once, its checkpoints w
   CHECK((code == 128 + SIGTERM || code == 128 + SIGINT));
   CHECK(list_checkpoints(run).size() == 1);
   CHECK(state_of(run, 1) == saved);
+}
+
+namespace {
+
+// A checkpoint of `run` whose weights are finite, and overflow as soon as they are used.
+void plant_overflow(const std::string& run, uint64_t step) {
+  const std::string folder = checkpoint_folder(run, step);
+  const Pipeline p = open_pipeline(folder);
+  const auto backend = make_cpu_backend({});
+  const RunConfig config =
+      run_config_from_json(nlohmann::json::parse(get_bytes(run + "/config.json")), "config.json");
+  const auto trainer = tools::make_trainer(*backend, config, tools::load_run_data(config));
+  const Manifest m = load_checkpoint(folder, trainer->store());
+  for (const CheckpointTensor& t : checkpoint_tensors(trainer->store().params()))
+    if (t.key == "mid_block.resnets.1.conv2.weight")
+      trainer->store().write(Arena::kWeights, t,
+                             std::vector<float>(static_cast<size_t>(t.count()), 3e38f));
+  save_checkpoint(folder, p.unet, p.scheduler, trainer->store(), m);
+}
+
+// The operation that an error names.
+std::string named(const std::string& text) {
+  const size_t at = text.find("first in ");
+  return at == std::string::npos ? "" : text.substr(at + 9, text.find(';', at) - at - 9);
+}
+
+}  // namespace
+
+TEST_CASE("survival: a step that is not finite is exit 7, named, and replayed from its bundle",
+          "[survival]") {
+  const TempFolder tmp;
+  const std::string run = tmp / "run", settings = "--batch-size 4 --save-every 0 ";
+  REQUIRE(Child(train_command(run, settings + "--steps 3"), tmp / "log").wait() == 0);
+  CHECK(Child("replay --threads 1 --run " + run, tmp / "log").wait() == 0);
+  CHECK(get_bytes(tmp / "log").find("step 4 is finite: loss ") != std::string::npos);
+  plant_overflow(run, 3);
+  const auto before = state_of(run, 3);
+  CHECK(Child(train_command(run, settings + "--steps 9"), tmp / "log").wait() ==
+        static_cast<int>(Status::kNonFinite));
+  const std::string text = get_bytes(tmp / "log");
+  INFO(text);
+  CHECK(text.find("step 4 produced") != std::string::npos);
+  CHECK(named(text).starts_with("mid_block.resnets.1.conv2:"));
+  CHECK(state_of(run, 3) == before);
+  CHECK(list_checkpoints(run).size() == 1);
+  // The update was not applied: the bundle holds the state that the step began with.
+  CHECK(state_of(run + "/nonfinite", 3) == before);
+  CHECK(Child("replay --threads 1 --run " + run + "/nonfinite", tmp / "replayed").wait() ==
+        static_cast<int>(Status::kNonFinite));
+  const std::string replayed = get_bytes(tmp / "replayed");
+  INFO(replayed);
+  CHECK(named(replayed) == named(text));
+  CHECK(replayed.find("step 4 produced") != std::string::npos);
 }

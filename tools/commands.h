@@ -22,6 +22,12 @@ struct TrainArgs {
 // Returns kStopped where a signal ended it, after saving.
 Status run_train(const TrainArgs&);
 
+struct ReplayArgs {
+  std::string run;  // a run folder, or the bundle of a failed step
+  DeviceOptions device;
+};
+void run_replay(const ReplayArgs&);
+
 struct SampleArgs {
   std::string model, out, init;
   std::string sampler = "ddpm", spacing;

@@ -59,6 +59,10 @@ void add_train(CLI::App& program, TrainArgs& args, Status& status) {
   add_setting(app, args, "--keep-last", "train.keep_last", "checkpoints kept; 0 = all; default 3");
   add_setting(app, args, "--sample-every", "train.sample_every", "steps; 0 = never");
   add_setting(app, args, "--log-every", "train.log_every", "steps");
+  app->add_flag_function(
+      "--stop-on-divergence",
+      [&args](int64_t) { args.settings.push_back("train.stop_on_divergence=true"); },
+      "stop, with exit code 7, where the loss says that the training diverges");
   app->add_option_function<std::vector<std::string>>(
       "--set",
       [&args](const std::vector<std::string>& all) {
@@ -67,6 +71,16 @@ void add_train(CLI::App& program, TrainArgs& args, Status& status) {
       "path=value: any setting of config.json, e.g. train.ema_decay=0.999");
   app->footer("Example: ddpm train --data shapes --steps 2000 --out runs/try");
   app->callback([&] { status = run_train(args); });
+}
+
+void add_replay(CLI::App& program, ReplayArgs& args) {
+  CLI::App* app = program.add_subcommand(
+      "replay", "Run the step after a run's last checkpoint, operation by operation");
+  app->add_option("--run", args.run, "run folder, or the nonfinite folder that a run left")
+      ->required();
+  add_device_flags(app, args.device);
+  app->footer("Example: ddpm replay --run runs/try/nonfinite");
+  app->callback([&] { run_replay(args); });
 }
 
 void add_sample(CLI::App& program, SampleArgs& args) {
@@ -207,12 +221,14 @@ int run(int argc, char** argv) {
   program.require_subcommand(1);
   Status status = Status::kOk;
   TrainArgs train;
+  ReplayArgs replay;
   SampleArgs sample;
   ProbeArgs probe;
   PackOptions pack;
   InfoArgs info;
   BenchArgs bench;
   add_train(program, train, status);
+  add_replay(program, replay);
   add_sample(program, sample);
   add_probe(program, probe);
   add_pack(program, pack);

@@ -12,9 +12,10 @@
 #include "model/run_config.h"
 #include "model/trainer.h"
 #include "tools/commands.h"
-#include "tools/data.h"
 #include "tools/image_io.h"
+#include "tools/loss_watch.h"
 #include "tools/progress.h"
+#include "tools/run_trainer.h"
 #include "tools/stop_signal.h"
 
 namespace ddpm::tools {
@@ -36,17 +37,6 @@ RunConfig resolve_config(const TrainArgs& args) {
   json["train"]["precision"] = args.device.precision;
   for (const std::string& setting : args.settings) set_path(json, setting);
   return run_config_from_json(json, source);
-}
-
-AdamDesc adam_desc(const TrainConfig& t) {
-  AdamDesc d;
-  d.learning_rate = static_cast<float>(t.learning_rate);
-  d.warmup_steps = t.warmup_steps;
-  d.steps = t.steps;
-  d.cooldown_steps = t.cooldown_steps;
-  d.grad_clip = static_cast<float>(t.grad_clip);
-  d.ema_decay = t.ema_decay;
-  return d;
 }
 
 // The checkpoint to go on from; empty: a fresh run.
@@ -90,6 +80,9 @@ class Run {
   void keep_metrics_until(uint64_t step) const;
   void after_step(uint64_t step, Progress& progress, AppendFile& metrics);
   void check_finite(const StepState& state);
+  std::string save_bundle(uint64_t step) const;
+  void watch_loss(uint64_t step, double loss, Progress& progress);
+  Manifest manifest(uint64_t step) const;
   void log(uint64_t step, Progress& progress, AppendFile& metrics);
   void draw_samples(uint64_t step, Progress& progress);
   void save(uint64_t step, Progress& progress);
@@ -102,6 +95,7 @@ class Run {
   std::string data_description_;
   std::unique_ptr<Trainer> trainer_;
   Preview preview_;
+  LossWatch watch_;
   uint64_t first_step_ = 0, logged_step_ = 0, saved_step_ = 0;
   double logged_seconds_ = 0, logged_loss_sum_ = 0;
 };
@@ -111,31 +105,13 @@ void Run::prepare(const TrainArgs& args) {
   const Shape image{1, unet.sample_height, unet.sample_width, unet.in_channels};
   require_writable(out_);
   const std::string start = find_start(args, config_, out_);
-  Dataset data = load_data(train().data, image);
-  if (data.count < train().batch_size)
-    fail(Status::kConfig, "%s holds %lld images, fewer than a batch of %d; use --batch-size %lld",
-         train().data.c_str(), static_cast<long long>(data.count), train().batch_size,
-         static_cast<long long>(data.count));
-  if (unet.num_class_embeds) {
-    if (data.labels.empty())
-      fail(Status::kConfig, "%s has no labels, which a model with num_class_embeds needs",
-           train().data.c_str());
-    for (int32_t label : data.labels)
-      if (label >= *unet.num_class_embeds)
-        fail(Status::kConfig, "%s has label %d; the model has num_class_embeds %d",
-             train().data.c_str(), label, *unet.num_class_embeds);
-  }
+  Dataset data = load_run_data(config_);
   data_description_ = data.description;
 
   const std::string plans = start.empty() ? std::string() : read_manifest(start).plans;
   if (!plans.empty()) backend_->use_plans(plans);
 
-  TrainerOptions options;
-  options.batch_size = train().batch_size;
-  options.flip = train().flip;
-  options.adam = adam_desc(train());
-  trainer_ =
-      std::make_unique<Trainer>(*backend_, unet, config_.scheduler, options, std::move(data));
+  trainer_ = make_trainer(*backend_, config_, std::move(data));
   if (start.empty()) {
     trainer_->initialize(train().seed);
   } else {
@@ -203,18 +179,52 @@ void Run::keep_metrics_until(uint64_t step) const {
   if (kept != text) write_file(path, kept);
 }
 
+// The update was not applied: the same step again shows where it went wrong.
 void Run::check_finite(const StepState& state) {
   if (state.nonfinite == 0) return;
-  // The update was not applied: the same step again shows where it went wrong.
   StepState again = state;
   again.nonfinite = 0;
+  again.step = state.bad_step;
+  const std::string bundle = save_bundle(state.bad_step);
   trainer_->set_state(again);
-  const std::string where = trainer_->executor().step_checked();
+  std::string where = trainer_->executor().step_checked();
+  if (where.empty())
+    where = (state.nonfinite & kLossNonFinite) != 0 ? "the loss" : "the norm of the gradients";
   fail(Status::kNonFinite,
        "step %llu produced values that are not finite, first in %s; no update was made since, the "
-       "last checkpoint in %s is good; try a lower --learning-rate",
-       static_cast<unsigned long long>(state.bad_step), where.empty() ? "the loss" : where.c_str(),
-       out_.c_str());
+       "last checkpoint in %s is good; try a lower --learning-rate%s",
+       static_cast<unsigned long long>(state.bad_step + 1), where.c_str(), out_.c_str(),
+       bundle.c_str());
+}
+
+// The state that the step failed on, as a run folder for `ddpm replay`; returns what to say of it.
+std::string Run::save_bundle(uint64_t step) const {
+  const std::string bundle = out_ + "/nonfinite";
+  try {
+    make_folders(bundle + "/checkpoints");
+    write_file(bundle + "/config.json", to_text(to_json(config_)));
+    save_checkpoint(checkpoint_folder(bundle, step), config_.unet, config_.scheduler,
+                    trainer_->store(), manifest(step));
+  } catch (const Error& e) {
+    return format(" (the step's state could not be kept: %s)", e.what());
+  }
+  return format(", or look at it with ddpm replay --run %s", bundle.c_str());
+}
+
+void Run::watch_loss(uint64_t step, double loss, Progress& progress) {
+  const double usual = watch_.median();
+  const LossWatch::Verdict verdict = watch_.add(loss);
+  if (verdict == LossWatch::Verdict::kSpike)
+    progress.line(format("warning: step %llu: loss %.4f, where %.4f was usual",
+                         static_cast<unsigned long long>(step), loss, usual));
+  if (verdict != LossWatch::Verdict::kDiverged) return;
+  const std::string text = format(
+      "step %llu: the training diverges: loss %.4f, and out of the ordinary %d times in a row; go "
+      "back to a checkpoint of %s and try a lower --learning-rate, a longer train.warmup_steps or "
+      "train.grad_clip",
+      static_cast<unsigned long long>(step), loss, LossWatch::kRow, out_.c_str());
+  if (train().stop_on_divergence) fail(Status::kNonFinite, "%s", text.c_str());
+  progress.line("warning: " + text);
 }
 
 void Run::log(uint64_t step, Progress& progress, AppendFile& metrics) {
@@ -239,6 +249,7 @@ void Run::log(uint64_t step, Progress& progress, AppendFile& metrics) {
   logged_step_ = step;
   logged_seconds_ = seconds;
   logged_loss_sum_ = state.loss_sum;
+  watch_loss(step, loss, progress);
 }
 
 void Run::draw_samples(uint64_t step, Progress& progress) {
@@ -259,17 +270,21 @@ void Run::draw_samples(uint64_t step, Progress& progress) {
   progress.line("samples  " + path);
 }
 
-void Run::save(uint64_t step, Progress& progress) {
-  check_finite(trainer_->state());
+Manifest Run::manifest(uint64_t step) const {
   Manifest m;
   m.step = step;
   m.seed = train().seed;
   m.batch_size = train().batch_size;
   m.numerics = backend_->numerics();
   m.plans = backend_->plans();
+  return m;
+}
+
+void Run::save(uint64_t step, Progress& progress) {
+  check_finite(trainer_->state());
   make_folders(out_ + "/checkpoints");
   const std::string folder = checkpoint_folder(out_, step);
-  save_checkpoint(folder, config_.unet, config_.scheduler, trainer_->store(), m);
+  save_checkpoint(folder, config_.unet, config_.scheduler, trainer_->store(), manifest(step));
   progress.line("saved    " + folder);
   saved_step_ = step;
   if (train().keep_last == 0) return;
