@@ -351,6 +351,23 @@ void recover(const std::string& path, FileSystem& fs) {
   }
 }
 
+void recover_all(const std::string& folder, FileSystem& fs) {
+  if (!folder_exists(folder)) return;
+  for (const std::string& name : names_in(folder))
+    for (const char* kind : {kTemporary, kAside}) {
+      const size_t at = name.rfind(kind);
+      if (at == std::string::npos || at < 2) continue;
+      const std::string base = name.substr(1, at - 1);
+      if (is_sibling(name, base, kind)) recover(folder + "/" + base, fs);
+    }
+}
+
+void remove_whole_folder(const std::string& path, FileSystem& fs) {
+  const std::string target = target_of(path), doomed = sibling(target, kTemporary);
+  if (fs.rename(target.c_str(), doomed.c_str()) < 0) fail_io("remove", path, errno);
+  remove_tree(doomed, fs);
+}
+
 void make_folders(const std::string& path, FileSystem& fs) {
   if (path.empty() || path == "/" || folder_exists(path)) return;
   const std::string parent = split(target_of(path)).folder;

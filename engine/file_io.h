@@ -122,6 +122,12 @@ class OutputFolder {
 // where a crash may have happened, and while nobody writes it.
 void recover(const std::string& path, FileSystem& fs = FileSystem::real());
 
+// recover() for every name in a folder that a crashed save has left something of.
+void recover_all(const std::string& folder, FileSystem& fs = FileSystem::real());
+
+// Removes a folder and what it holds; a crash leaves all of it, or what recover_all() removes.
+void remove_whole_folder(const std::string& path, FileSystem& fs = FileSystem::real());
+
 // Makes `path` and its missing parents.
 void make_folders(const std::string& path, FileSystem& fs = FileSystem::real());
 

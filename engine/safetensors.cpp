@@ -505,4 +505,6 @@ std::map<std::string, std::string> write_safetensors(
   return hashes;
 }
 
+std::string hash_of(std::string_view bytes) { return hex(XXH3_64bits(bytes.data(), bytes.size())); }
+
 }  // namespace ddpm

@@ -67,4 +67,7 @@ std::map<std::string, std::string> write_safetensors(
     OutputFile& file, std::vector<TensorSource> tensors,
     const std::map<std::string, std::string>& metadata = {{"format", "pt"}});
 
+// XXH3-64 of these bytes, as 16 hex digits.
+std::string hash_of(std::string_view bytes);
+
 }  // namespace ddpm

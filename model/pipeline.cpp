@@ -45,6 +45,19 @@ Pipeline open_layout(const std::string& folder, const std::string& unet) {
   return p;
 }
 
+// The small files whose hashes a manifest holds.
+constexpr const char* kTexts[] = {"model_index.json", "unet/config.json",
+                                  "scheduler/scheduler_config.json"};
+constexpr std::string_view kChecksum = "\"checksum\": \"";  // in a manifest's last line but one
+constexpr size_t kDigits = 16;
+
+// Of the manifest's text with nothing where its checksum stands.
+std::string checksum_of(std::string text) {
+  const size_t at = text.rfind(kChecksum);
+  if (at != std::string::npos) text.erase(at + kChecksum.size(), kDigits);
+  return hash_of(text);
+}
+
 void write_text(OutputFolder& folder, const std::string& name, const std::string& text) {
   OutputFile file = folder.file(name);
   file.write(text);
@@ -62,7 +75,11 @@ std::string manifest_text(const Manifest& m) {
   if (!m.plans.empty()) json["plan"]["table"] = nlohmann::ordered_json::parse(m.plans);
   json["versions"] = {{"ddpm", kVersion}};
   json["hashes"] = m.hashes;
-  return to_text(json);
+  json["files"] = m.files;
+  json["checksum"] = std::string(kDigits, '0');
+  std::string text = to_text(json);
+  text.replace(text.rfind(kChecksum) + kChecksum.size(), kDigits, checksum_of(text));
+  return text;
 }
 
 }  // namespace
@@ -91,14 +108,17 @@ std::unique_ptr<ParamStore> load_store(Backend& backend, const Pipeline& p, cons
 }
 
 void save_checkpoint(const std::string& path, const UNetConfig& unet,
-                     const SchedulerConfig& scheduler, const ParamStore& store, Manifest manifest) {
-  OutputFolder folder(path);
-  write_text(folder, "model_index.json",
-             to_text({{"_class_name", "DDPMPipeline"},
-                      {"scheduler", {"diffusers", "DDPMScheduler"}},
-                      {"unet", {"diffusers", "UNet2DModel"}}}));
-  write_text(folder, "unet/config.json", to_text(to_json(unet)));
-  write_text(folder, "scheduler/scheduler_config.json", to_text(to_json(scheduler)));
+                     const SchedulerConfig& scheduler, const ParamStore& store, Manifest manifest,
+                     FileSystem& fs) {
+  OutputFolder folder(path, fs);
+  const std::string texts[] = {to_text({{"_class_name", "DDPMPipeline"},
+                                        {"scheduler", {"diffusers", "DDPMScheduler"}},
+                                        {"unet", {"diffusers", "UNet2DModel"}}}),
+                               to_text(to_json(unet)), to_text(to_json(scheduler))};
+  for (size_t i = 0; i < std::size(kTexts); ++i) {
+    write_text(folder, kTexts[i], texts[i]);
+    manifest.files[kTexts[i]] = hash_of(texts[i]);
+  }
   {
     OutputFile file = folder.file(std::string("unet/") + kWeights);
     manifest.hashes[std::string("unet/") + kWeights] = write_weights(file, store, Arena::kEma);
@@ -120,8 +140,8 @@ Manifest read_manifest(const std::string& folder) {
          folder.c_str());
   JsonLimits limits;
   limits.bytes = size_t{16} << 20;  // a line per tensor
-  const nlohmann::json all =
-      parse_json(read_small_file(path, limits.bytes), path, Status::kFile, limits);
+  const std::string text = read_small_file(path, limits.bytes);
+  const nlohmann::json all = parse_json(text, path, Status::kFile, limits);
   JsonObject json(path, all);
   constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
   json.get_int("format", 1, 1);
@@ -146,12 +166,28 @@ Manifest read_manifest(const std::string& folder) {
     for (const std::string& key : hashes.keys()) m.hashes[name][key] = hashes.get_string(key);
   }
   files.finish();
+  if (json.has("files")) {  // older checkpoints lack it and the checksum
+    JsonObject texts = json.get_object("files");
+    for (const std::string& key : texts.keys()) m.files[key] = texts.get_string(key);
+    texts.finish();
+    if (json.get_string("checksum") != checksum_of(text))
+      fail(Status::kFile,
+           "%s does not have its own checksum: it is damaged; use another checkpoint",
+           path.c_str());
+  }
   json.finish();
   return m;
 }
 
 Manifest load_checkpoint(const std::string& folder, ParamStore& store, NonFiniteValues nonfinite) {
   Manifest m = read_manifest(folder);
+  for (const auto& [name, hash] : m.files)
+    if (const std::string path = folder + "/" + name;
+        hash_of(read_small_file(path, kConfigBytes)) != hash)
+      fail(Status::kFile,
+           "%s does not have the checksum of its manifest: the file is damaged; use another "
+           "checkpoint",
+           path.c_str());
   const std::string weights = std::string("unet/") + kWeights;
   const SafetensorsReader ema(folder + "/" + weights), state(folder + "/" + kTrainingState);
   check_hashes(ema, m.hashes[weights]);

@@ -36,12 +36,13 @@ struct Manifest {
   int batch_size = 0;
   std::string numerics;  // Backend::numerics() of the run
   std::string plans{};   // Backend::plans(), which a resumed run makes again
-  std::map<std::string, std::map<std::string, std::string>> hashes;  // by file, by tensor
+  std::map<std::string, std::map<std::string, std::string>> hashes{};  // by file, by tensor
+  std::map<std::string, std::string> files{};                          // of whole text files
 };
 
-// Writes a checkpoint folder, complete or not at all; manifest.hashes is filled in.
+// Writes a checkpoint folder, complete or not at all; manifest.hashes and files are filled in.
 void save_checkpoint(const std::string& folder, const UNetConfig&, const SchedulerConfig&,
-                     const ParamStore&, Manifest manifest);
+                     const ParamStore&, Manifest manifest, FileSystem& fs = FileSystem::real());
 // Loads weights, EMA and moments of a checkpoint this program wrote, and checks every hash.
 Manifest load_checkpoint(const std::string& folder, ParamStore&,
                          NonFiniteValues nonfinite = NonFiniteValues::kRefused);

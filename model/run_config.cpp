@@ -30,6 +30,7 @@ nlohmann::ordered_json train_to_json(const TrainConfig& t) {
           {"sample_every", t.sample_every},
           {"log_every", t.log_every},
           {"keep_last", t.keep_last},
+          {"keep_every", t.keep_every},
           {"stop_on_divergence", t.stop_on_divergence}};
 }
 
@@ -51,7 +52,8 @@ TrainConfig train_from_json(JsonObject json) {
   t.sample_every = json.get_int("sample_every", 0, kMaxSteps);
   t.log_every = json.get_int("log_every", 1, kMaxSteps);
   t.keep_last = json.get_int("keep_last", 0, kMaxSteps);
-  t.stop_on_divergence = json.get_bool("stop_on_divergence", false);  // older runs lack it
+  t.keep_every = json.get_int("keep_every", 0, kMaxSteps, 0);  // older runs lack these two
+  t.stop_on_divergence = json.get_bool("stop_on_divergence", false);
   json.finish();
   return t;
 }
@@ -124,9 +126,9 @@ void set_path(nlohmann::ordered_json& config, const std::string& assignment) {
 }
 
 void require_same_run(const RunConfig& now, const RunConfig& then, const std::string& file) {
-  static const std::set<std::string> free{"train.steps",        "train.save_every",
-                                          "train.sample_every", "train.log_every",
-                                          "train.keep_last",    "train.stop_on_divergence"};
+  static const std::set<std::string> free{
+      "train.steps",     "train.save_every", "train.sample_every",      "train.log_every",
+      "train.keep_last", "train.keep_every", "train.stop_on_divergence"};
   const nlohmann::json a = to_json(now), b = to_json(then);
   const nlohmann::json flat_a = a.flatten(), flat_b = b.flatten();
   std::set<std::string> keys;

@@ -25,6 +25,7 @@ struct TrainConfig {
   uint64_t seed = 0;
   std::string precision = "auto";
   int64_t save_every = 1000, sample_every = 1000, log_every = 50;
+  int64_t keep_every = 0;  // multiples of it are kept for good; 0 = none
   bool stop_on_divergence = false;
   int64_t keep_last = 3;  // checkpoints kept; 0 = all
 };
@@ -45,7 +46,7 @@ RunConfig run_config_from_json(const nlohmann::json&, const std::string& file);
 void set_path(nlohmann::ordered_json& config, const std::string& assignment);
 
 // Error(kConfig) naming the first field that differs, with both values, unless a run may go on
-// with another value of it: steps, intervals, keep_last, stop_on_divergence.
+// with another value of it: steps, intervals, keep_last, keep_every, stop_on_divergence.
 void require_same_run(const RunConfig& now, const RunConfig& then, const std::string& file);
 
 }  // namespace ddpm

@@ -8,14 +8,19 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
+#include <filesystem>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <sstream>
 #include <thread>
 #include <vector>
 
 #include "model/pipeline.h"
 #include "model/run_config.h"
+#include "tests/faulty_file_system.h"
 #include "tests/temp_folder.h"
+#include "tools/common.h"
 #include "tools/run_trainer.h"
 
 using namespace ddpm;
@@ -189,4 +194,155 @@ TEST_CASE("survival: a step that is not finite is exit 7, named, and replayed fr
   INFO(replayed);
   CHECK(named(replayed) == named(text));
   CHECK(replayed.find("step 4 produced") != std::string::npos);
+}
+
+namespace {
+
+RunConfig small_config() {
+  RunConfig c = run_config_of(find_preset("tiny"));
+  c.unet.sample_height = c.unet.sample_width = 8;
+  c.unet.block_out_channels = {4, 4, 4};
+  c.unet.norm_num_groups = 2;
+  c.train.data = "shapes";
+  c.train.batch_size = 2;
+  return c;
+}
+
+void save(const std::string& path, const RunConfig& c, const Trainer& trainer, FileSystem& fs) {
+  Manifest m;
+  m.step = trainer.state().step;
+  m.batch_size = c.train.batch_size;
+  m.numerics = "test";
+  save_checkpoint(path, c.unet, c.scheduler, trainer.store(), m, fs);
+}
+
+// What a failed save may leave: the whole folder as it was, or as it was to become.
+void check_crash_points(Fault fault, int error, int stride) {
+  const RunConfig config = small_config();
+  const auto backend = make_cpu_backend({});
+  const auto trainer = tools::make_trainer(*backend, config, tools::load_run_data(config));
+  trainer->initialize(1);
+  const TempFolder tmp;
+  const std::string path = tmp / "step";
+  save(tmp / "old", config, *trainer, FileSystem::real());
+  trainer->step();
+  save(tmp / "new", config, *trainer, FileSystem::real());
+  const auto old_tree = tree_of(tmp / "old"), new_tree = tree_of(tmp / "new");
+  CHECK(old_tree != new_tree);
+  int k = 0;
+  for (bool reached = true; reached; k += stride) {
+    std::filesystem::remove_all(path);
+    std::filesystem::copy(tmp / "old", path, std::filesystem::copy_options::recursive);
+    FaultyFileSystem fs(fault, k, error);
+    bool saved = true;
+    try {
+      save(path, config, *trainer, fs);
+    } catch (const Error& e) {
+      saved = false;
+      CHECK(e.status() == Status::kFile);
+      CHECK(std::string(e.what()).find(tmp.path()) != std::string::npos);
+    }
+    reached = fs.was_reached();
+    recover_all(tmp.path());
+    const auto tree = tree_of(path);
+    INFO("operation " << k);
+    CHECK((tree == new_tree || (!saved && tree == old_tree)));
+    CHECK(std::distance(std::filesystem::directory_iterator(tmp.path()), {}) == 3);
+  }
+  CHECK(k > 800);
+}
+
+}  // namespace
+
+TEST_CASE("survival: whichever operation of a save fails, the old or the new checkpoint is there",
+          "[survival]") {
+  check_crash_points(Fault::kDead, EIO, 1);
+  // test_file_io.cpp has every operation for these; here a save has some 900, mostly alike.
+  check_crash_points(Fault::kOnce, ENOSPC, 11);
+  check_crash_points(Fault::kShort, EIO, 13);
+}
+
+TEST_CASE("survival: any bit of a checkpoint that flips is found", "[survival]") {
+  const RunConfig config = small_config();
+  const auto backend = make_cpu_backend({});
+  const auto trainer = tools::make_trainer(*backend, config, tools::load_run_data(config));
+  trainer->initialize(1);
+  const TempFolder tmp;
+  const std::string path = tmp / "step";
+  save(path, config, *trainer, FileSystem::real());
+  const auto tree = tree_of(path);
+  std::vector<std::pair<std::string, size_t>> files;
+  size_t total = 0;
+  for (const auto& [name, bytes] : tree)
+    if (!bytes.empty()) files.emplace_back(path + "/" + name, total += bytes.size());
+  std::mt19937_64 random(6);
+  for (int i = 0; i < 500; ++i) {
+    // Every second flip falls on a file whatever its size, so that the small ones have their share.
+    size_t file = random() % files.size();
+    if (const size_t at = random() % total; i % 2 == 0)
+      for (file = 0; files[file].second <= at;) ++file;
+    const std::string name = files[file].first, good = get_bytes(name);
+    std::string bad = good;
+    const size_t at = random() % bad.size();
+    bad[at] = static_cast<char>(bad[at] ^ (1 << random() % 8));
+    put_bytes(name, bad);
+    INFO(name << ", byte " << at);
+    CHECK_THROWS_AS(load_checkpoint(path, trainer->store()), Error);
+    put_bytes(name, good);
+  }
+  CHECK_NOTHROW(load_checkpoint(path, trainer->store()));
+}
+
+TEST_CASE("survival: killed at random instants and resumed, a run is the unbroken one",
+          "[survival]") {
+  const char* asked = std::getenv("DDPM_TEST_KILLS");
+  const int wanted = asked != nullptr ? std::stoi(asked) : 10;
+  const TempFolder tmp;
+  const std::string settings = "--batch-size 4 --steps 120 --save-every 3";
+  const auto start = std::chrono::steady_clock::now();
+  REQUIRE(Child(train_command(tmp / "whole", settings), tmp / "log").wait() == 0);
+  const std::chrono::duration<double> length = std::chrono::steady_clock::now() - start;
+  const auto whole = state_of(tmp / "whole", 120);
+  std::mt19937 random(20);
+  std::uniform_real_distribution<double> instant(0, length.count());
+  const std::string run = tmp / "run";
+  for (int kills = 0, ended = 0; kills < wanted;) {
+    Child child(train_command(run, settings), tmp / "log");
+    std::this_thread::sleep_for(std::chrono::duration<double>(instant(random)));
+    if (!child.ended()) {
+      child.send(SIGKILL);
+      child.wait();
+      ++kills;
+      if (kills < wanted) continue;
+      Child last(train_command(run, settings), tmp / "log");
+      REQUIRE(last.wait() == 0);
+    }
+    INFO(get_bytes(tmp / "log") << "\nafter " << kills << " kills, run " << ++ended);
+    CHECK(state_of(run, 120) == whole);
+    CHECK(logged_steps(run) == 120);
+    for (const auto& entry : std::filesystem::directory_iterator(run + "/checkpoints"))
+      CHECK(entry.path().filename().string().starts_with("step-"));
+    std::filesystem::remove_all(run);
+  }
+}
+
+TEST_CASE("survival: multiples of --keep-every are kept, the others up to --keep-last",
+          "[survival]") {
+  const TempFolder tmp;
+  REQUIRE(Child(train_command(tmp / "run",
+                              "--batch-size 4 --steps 9 --save-every 1 --keep-every 4 "
+                              "--keep-last 2"),
+                tmp / "log")
+              .wait() == 0);
+  std::vector<uint64_t> kept;
+  for (const auto& [step, folder] : list_checkpoints(tmp / "run")) kept.push_back(step);
+  CHECK(kept == std::vector<uint64_t>{4, 7, 8, 9});
+  CHECK(std::distance(std::filesystem::directory_iterator(tmp / "run/checkpoints"), {}) == 4);
+}
+
+TEST_CASE("survival: too little free space is known before the first step", "[survival]") {
+  const TempFolder tmp;
+  CHECK_NOTHROW(tools::require_space(tmp / "not/yet/there", 1, "x"));
+  CHECK_THROWS_WITH(tools::require_space(tmp / "not/yet/there", SIZE_MAX / 2, "two checkpoints"),
+                    Catch::Contains("two checkpoints need") && Catch::Contains("free some space"));
 }

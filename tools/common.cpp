@@ -34,11 +34,31 @@ size_t peak_bytes() {
   return 0;
 }
 
+namespace {
+
+// The path itself, or the nearest folder above it that is there.
+std::filesystem::path existing_part(const std::string& path) {
+  std::error_code error;
+  std::filesystem::path at = std::filesystem::absolute(path, error);
+  while (!at.empty() && !std::filesystem::exists(at, error) && at != at.root_path())
+    at = at.parent_path();
+  return at;
+}
+
+}  // namespace
+
+void require_space(const std::string& path, size_t bytes, const char* what) {
+  std::error_code error;
+  const std::filesystem::space_info space = std::filesystem::space(existing_part(path), error);
+  if (error || space.available >= bytes) return;  // a disk that does not say is tried
+  fail(Status::kFile, "%s: %s need %s, and %s are free; free some space, or choose another place",
+       path.c_str(), what, bytes_text(bytes).c_str(), bytes_text(space.available).c_str());
+}
+
 void require_writable(const std::string& path) {
   namespace fs = std::filesystem;
   std::error_code error;
-  fs::path at = fs::absolute(path, error);
-  while (!at.empty() && !fs::exists(at, error) && at != at.root_path()) at = at.parent_path();
+  const fs::path at = existing_part(path);
   if (access(at.c_str(), W_OK) != 0)
     fail(Status::kFile, "cannot write %s: %s: %s; choose another --out", path.c_str(), at.c_str(),
          std::strerror(errno));

@@ -19,6 +19,9 @@ size_t peak_bytes();
 // Error(kFile) if `path` could not be written: found out before hours of work, not after.
 void require_writable(const std::string& path);
 
+// Error(kFile) if the disk that `path` is or will be on has fewer bytes free; `what` needs them.
+void require_space(const std::string& path, size_t bytes, const char* what);
+
 // (N,H,W,C) to (N,C,H,W) and back.
 std::vector<float> to_nchw(const std::vector<float>& nhwc, int n, int h, int w, int c);
 std::vector<float> to_nhwc(const std::vector<float>& nchw, int n, int h, int w, int c);

@@ -57,6 +57,8 @@ void add_train(CLI::App& program, TrainArgs& args, Status& status) {
       ->capture_default_str();
   add_setting(app, args, "--save-every", "train.save_every", "steps; 0 = at the end only");
   add_setting(app, args, "--keep-last", "train.keep_last", "checkpoints kept; 0 = all; default 3");
+  add_setting(app, args, "--keep-every", "train.keep_every",
+              "checkpoints of multiples of this are kept for good; default none");
   add_setting(app, args, "--sample-every", "train.sample_every", "steps; 0 = never");
   add_setting(app, args, "--log-every", "train.log_every", "steps");
   app->add_flag_function(

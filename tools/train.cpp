@@ -50,6 +50,7 @@ std::string find_start(const TrainArgs& args, const RunConfig& config, const std
     const std::string path = out + "/config.json";
     require_same_run(config, run_config_from_json(read_json_file(path, Status::kConfig), path),
                      path);
+    recover_all(out + "/checkpoints");
     const auto checkpoints = list_checkpoints(out);
     return checkpoints.empty() ? std::string() : checkpoints.rbegin()->second;
   }
@@ -126,6 +127,10 @@ void Run::prepare(const TrainArgs& args) {
       std::fprintf(stderr, "note: this run began as \"%s\" and goes on as \"%s\": not bit-exact\n",
                    m.numerics.c_str(), backend_->numerics().c_str());
   }
+  // Weights, EMA and two moments; one being written beside the last good one.
+  require_space(out_,
+                2 * 4 * sizeof(float) * static_cast<size_t>(trainer_->store().params().count()),
+                "two checkpoints");
   if (train().sample_every > 0) {
     preview_.count = image.pixels() <= 64 * 64 ? 64 : 16;
     ParamArenas arenas;
@@ -289,8 +294,10 @@ void Run::save(uint64_t step, Progress& progress) {
   saved_step_ = step;
   if (train().keep_last == 0) return;
   auto checkpoints = list_checkpoints(out_);
+  const uint64_t every = static_cast<uint64_t>(train().keep_every);
+  if (every > 0) std::erase_if(checkpoints, [&](const auto& c) { return c.first % every == 0; });
   while (checkpoints.size() > static_cast<size_t>(train().keep_last)) {
-    std::filesystem::remove_all(checkpoints.begin()->second);
+    remove_whole_folder(checkpoints.begin()->second);
     checkpoints.erase(checkpoints.begin());
   }
 }
