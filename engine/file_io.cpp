@@ -189,7 +189,12 @@ InputFile::InputFile(std::string path, Status missing) : path_(std::move(path)) 
        path_.c_str(), S_ISDIR(info.st_mode) ? "a folder" : "a device or pipe");
 }
 
-InputFile::~InputFile() { ::close(fd_); }
+InputFile::InputFile(std::string name, std::vector<uint8_t> bytes)
+    : path_(std::move(name)), bytes_(std::move(bytes)), size_(bytes_.size()) {}
+
+InputFile::~InputFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
 
 void InputFile::read(uint64_t offset, void* to, size_t bytes) const {
   if (offset > size_ || bytes > size_ - offset)
@@ -198,6 +203,11 @@ void InputFile::read(uint64_t offset, void* to, size_t bytes) const {
          "copy or download it again",
          path_.c_str(), static_cast<unsigned long long>(size_),
          static_cast<unsigned long long>(offset), static_cast<unsigned long long>(offset + bytes));
+  if (fd_ < 0) {
+    std::copy_n(bytes_.begin() + static_cast<std::ptrdiff_t>(offset), bytes,
+                static_cast<uint8_t*>(to));
+    return;
+  }
   auto* out = static_cast<char*>(to);
   while (bytes > 0) {
     const ssize_t n =

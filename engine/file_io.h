@@ -42,6 +42,8 @@ class InputFile {
  public:
   // `missing` is the status of the error when there is no such file.
   explicit InputFile(std::string path, Status missing = Status::kFile);
+  // Bytes that are here already, and what messages call them.
+  InputFile(std::string name, std::vector<uint8_t> bytes);
   ~InputFile();
   InputFile(const InputFile&) = delete;
   InputFile& operator=(const InputFile&) = delete;
@@ -54,6 +56,7 @@ class InputFile {
  private:
   std::string path_;
   int fd_ = -1;
+  std::vector<uint8_t> bytes_;  // instead of the file
   uint64_t size_ = 0;
 };
 

@@ -339,6 +339,16 @@ void for_chunks(uint64_t bytes, F f) {
 
 SafetensorsReader::SafetensorsReader(const std::string& path, Status missing)
     : file_(path, missing) {
+  read_contents();
+}
+
+SafetensorsReader::SafetensorsReader(const std::string& name, std::vector<uint8_t> bytes)
+    : file_(name, std::move(bytes)) {
+  read_contents();
+}
+
+void SafetensorsReader::read_contents() {
+  const std::string& path = file_.path();
   uint64_t length = 0;
   {
     const std::string header = read_header(file_, length);

@@ -27,6 +27,8 @@ class SafetensorsReader {
  public:
   // Error(kFile) for whatever is not a whole, consistent file; `missing` where there is none.
   explicit SafetensorsReader(const std::string& path, Status missing = Status::kFile);
+  // A file's bytes, which messages call `name`.
+  SafetensorsReader(const std::string& name, std::vector<uint8_t> bytes);
 
   const std::string& path() const { return file_.path(); }
   const std::vector<TensorInfo>& tensors() const { return tensors_; }  // in the order of the data
@@ -42,6 +44,8 @@ class SafetensorsReader {
   std::string hash(const TensorInfo& tensor) const;
 
  private:
+  void read_contents();
+
   InputFile file_;
   std::vector<TensorInfo> tensors_;
   std::vector<uint32_t> by_name_;  // indices of tensors_

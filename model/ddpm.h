@@ -1,27 +1,37 @@
-/* The C entry of ddpm: open a model folder, run its network, train it, sample from it.
+/* The C entry of ddpm: load a model, sample from it; run its network, train it.
  *
- * Images and network outputs are fp32, (N, H, W, C) densely packed: C varies fastest. That is what
- * a PyTorch tensor (N, C, H, W) holds in channels_last memory; for one channel any layout is it.
- * Images lie in [-1, 1]. Timesteps are int32, 0 to timesteps - 1; 0 is the least noisy.
+ * A model never changes and any number of threads may share it. A sampler makes images; give each
+ * thread one of its own. They run side by side, each with its own stream on a GPU. A session runs
+ * the network or trains it step by step; the sessions of a model take turns.
  *
- * Memory. Tensor pointers are addresses on the model's device: CUDA device memory for "cuda", host
- * memory for "cpu". They stay the caller's, are read and written in the order of the stream, and
- * nothing keeps them. A session allocates all it needs when it is opened, and nothing after that.
+ * Images are (N, H, W, C), densely packed: C varies fastest. That is what a PyTorch tensor
+ * (N, C, H, W) holds in channels_last memory; for one channel any layout is it. As floats they lie
+ * in [-1, 1]; as bytes they are floor(clamp((x + 1) 127.5, 0, 255) + 0.5). Image k of a seed is a
+ * function of the weights, the seed and k alone: not of its neighbours, its place in a batch, or
+ * the thread. A timestep is an int32 from 0, the least noisy, to timesteps - 1.
+ *
+ * Options. A struct's first field is its size, sizeof(struct), set by the caller; a field that is 0
+ * or NULL means the default, and NULL for a whole options struct means all defaults. A later
+ * version adds fields at the end only, and takes the smaller struct of an older header.
+ *
+ * Memory. Pointers are host memory unless said otherwise. A device pointer is an address on the
+ * model's device: CUDA device memory for "cuda", host memory for "cpu". All stay the caller's, and
+ * nothing keeps them. A sampler or session allocates all its tensors when it is made, none later.
  *
  * Streams. `stream` is a cudaStream_t. The work waits for what the stream holds at the call, and
- * the stream waits for the work: it is as if the work ran on the stream, and the call returns at
- * once. NULL stands for no stream: inputs must be ready, and the call returns when its outputs are.
- * So CUDA's legacy default stream, which is 0, is passed as cudaStreamLegacy, (void*)1. A stream
- * that is being captured is refused by CUDA. On the CPU `stream` is NULL. The caller's current
- * device is put back by every function but ddpm_open and ddpm_close.
+ * the stream waits for the work. NULL stands for no stream: inputs must be ready, and the call
+ * returns when its outputs are. So CUDA's legacy default stream, which is 0, is passed as
+ * cudaStreamLegacy, (void*)1. A stream that is being captured is refused. On the CPU `stream` is
+ * NULL. The caller's current device is put back by every function that takes a handle.
  *
- * Threads. Any thread may call; calls on a model and its sessions take turns. A handle must not be
- * in use while it is closed. Sessions keep their model alive: close in any order.
+ * Lifetime. Samplers and sessions keep their model alive: destroy in any order. A handle must not
+ * be in use while it is destroyed, nor used afterwards. Destroying NULL does nothing.
  *
  * Errors. Every call returns a status, which is also the exit code of the program for that kind of
- * failure; the text is ddpm_last_error(). Bad arguments are refused before anything is done; after
- * any other failure the contents of outputs are undefined. No exception leaves, nothing aborts,
- * nothing is printed.
+ * failure. Bad arguments are refused before anything is done; where a handle was to be made, none
+ * is, and *out is untouched; after any other failure the contents of other outputs are undefined
+ * and the handle can be used again. No exception leaves, nothing aborts, nothing is printed, and
+ * nothing is kept outside the handles but the text of ddpm_last_error().
  */
 #ifndef DDPM_H_
 #define DDPM_H_
@@ -39,6 +49,10 @@
 extern "C" {
 #endif
 
+#define DDPM_VERSION "0.1.0"
+/* The loaded library's, which may be newer than the header's. */
+DDPM_API const char* ddpm_version(void);
+
 typedef enum ddpm_status {
   DDPM_OK = 0,
   DDPM_USAGE = 2,     /* an argument */
@@ -49,26 +63,58 @@ typedef enum ddpm_status {
   DDPM_NONFINITE = 7, /* values that are not finite */
   DDPM_PEER = 8,      /* another process of the run was lost; not returned yet */
   DDPM_BUG = 70,      /* a broken invariant of this library */
-  DDPM_STOPPED = 75   /* stopped by a signal; not returned by this library */
+  DDPM_STOPPED = 75   /* stopped by ddpm_cancel or by a callback */
 } ddpm_status;
 
+/* A few words for a status, also for one that this library does not know. */
+DDPM_API const char* ddpm_status_string(ddpm_status status);
+
 typedef struct ddpm_model ddpm_model;
+typedef struct ddpm_sampler ddpm_sampler;
 typedef struct ddpm_session ddpm_session;
 
 /* Why this thread's last failed call failed, "" before the first; valid until its next one. */
 DDPM_API const char* ddpm_last_error(void);
+/* The same for a handle's last failed call, on whatever thread; "" for NULL. A model is shared and
+ * keeps no text. */
+DDPM_API const char* ddpm_sampler_last_error(const ddpm_sampler* sampler);
+DDPM_API const char* ddpm_session_last_error(const ddpm_session* session);
 
 /* ---- models ---- */
 
-/* Opens what `ddpm sample --model` takes. device: "auto", "cpu", "cuda" or "cuda:I"; precision:
- * "auto", "fp32", "tf32" or "bf16"; NULL means "auto". threads: of the CPU, 0 = all. Weights are
- * read when a session is opened. */
-DDPM_API ddpm_status ddpm_open(const char* folder, const char* device, const char* precision,
-                               int threads, ddpm_model** model);
-DDPM_API void ddpm_close(ddpm_model* model); /* NULL is ignored */
+/* A line about what was chosen; called on the thread that makes a model or sampler. */
+typedef void (*ddpm_log_callback)(void* user, const char* line);
+
+typedef struct ddpm_model_options {
+  uint32_t struct_size;    /* sizeof(ddpm_model_options) */
+  int32_t threads;         /* of the CPU, for each sampler and the sessions together; 0: all */
+  const char* device;      /* "auto", "cpu", "cuda" or "cuda:I"; NULL: "auto" */
+  const char* precision;   /* "auto", "fp32", "tf32" or "bf16"; NULL: "auto" */
+  int32_t batch_invariant; /* 1: the batch size does not change an image's bits either; slower */
+  ddpm_log_callback log;   /* NULL: none */
+  void* user;              /* for log */
+} ddpm_model_options;
+
+/* Loads what `ddpm sample --model` takes: a pipeline folder of diffusers, a folder with config.json
+ * and weights, or a run folder (its last checkpoint). The weights file stays open, and is read when
+ * a sampler or session is made. */
+DDPM_API ddpm_status ddpm_model_load(const char* folder, const ddpm_model_options* options,
+                                     ddpm_model** model);
+
+typedef struct ddpm_model_files {
+  uint32_t struct_size;         /* sizeof(ddpm_model_files) */
+  const char* unet_config;      /* the text of unet/config.json */
+  const char* scheduler_config; /* of scheduler/scheduler_config.json; NULL: diffusers' defaults */
+  const void* weights;          /* the bytes of diffusion_pytorch_model.safetensors; copied */
+  size_t weights_size;
+} ddpm_model_files;
+/* The same from memory. */
+DDPM_API ddpm_status ddpm_model_load_memory(const ddpm_model_files* files,
+                                            const ddpm_model_options* options, ddpm_model** model);
+DDPM_API void ddpm_model_destroy(ddpm_model* model);
 
 typedef struct ddpm_info {
-  uint32_t struct_size; /* set by the caller: sizeof(ddpm_info) */
+  uint32_t struct_size; /* sizeof(ddpm_info) */
   int32_t height, width, channels;
   int32_t output_channels;
   int32_t timesteps;
@@ -78,10 +124,80 @@ typedef struct ddpm_info {
 } ddpm_info;
 DDPM_API ddpm_status ddpm_get_info(ddpm_model* model, ddpm_info* info);
 
+/* ---- samplers: whole images ---- */
+
+/* After each of a chain's steps (on a GPU: now and then). Images done before this chain, images of
+ * this chain; steps done and all steps of the chain. 0: go on; else the call ends with
+ * DDPM_STOPPED. */
+typedef int (*ddpm_progress_callback)(void* user, size_t images_done, size_t images, int32_t step,
+                                      int32_t steps);
+/* The images that the network sees in the noise now, equation (15) of the paper, clipped where the
+ * sampler clips: x0 (images, H, W, C), valid during the call. As above otherwise. */
+typedef int (*ddpm_preview_callback)(void* user, size_t images_done, size_t images, int32_t step,
+                                     int32_t steps, const float* x0);
+
+typedef struct ddpm_sampler_options {
+  uint32_t struct_size;  /* sizeof(ddpm_sampler_options) */
+  int32_t batch_size;    /* images that run together, at most 65536; 0: 8 */
+  const char* sampler;   /* "ddpm" (Algorithm 2 of the paper), "ddim" or "dpmpp2m"; NULL: "ddpm" */
+  const char* spacing;   /* "leading", "trailing" or "linspace"; NULL: the sampler's own */
+  double eta;            /* 0 to 1, ddim's share of ddpm's noise */
+  int32_t steps;         /* of a chain; 0: ddpm 1000, ddim 50, dpmpp2m 20 */
+  int32_t preview_every; /* steps from one preview to the next; 0: 1 */
+  ddpm_progress_callback progress; /* NULL: none */
+  ddpm_preview_callback preview;   /* NULL: none */
+  void* user;                      /* for both */
+} ddpm_sampler_options;
+
+DDPM_API ddpm_status ddpm_sampler_create(ddpm_model* model, const ddpm_sampler_options* options,
+                                         ddpm_sampler** sampler);
+DDPM_API void ddpm_sampler_destroy(ddpm_sampler* sampler);
+
+typedef struct ddpm_sampler_info {
+  uint32_t struct_size; /* sizeof(ddpm_sampler_info) */
+  int32_t batch_size, steps;
+  size_t image_size;   /* values of an image: height * width * channels */
+  size_t device_bytes; /* that the sampler holds: weights, activations, workspace */
+} ddpm_sampler_info;
+DDPM_API ddpm_status ddpm_sampler_get_info(ddpm_sampler* sampler, ddpm_sampler_info* info);
+
+/* Images first, ..., first + n - 1 of `seed`. nhwc: n * image_size values. A class-conditional
+ * model draws class (image number mod classes). DDPM_NONFINITE rather than images that are not
+ * finite. */
+DDPM_API ddpm_status ddpm_sample(ddpm_sampler* sampler, uint64_t seed, uint64_t first, size_t n,
+                                 uint8_t* nhwc);
+DDPM_API ddpm_status ddpm_sample_float(ddpm_sampler* sampler, uint64_t seed, uint64_t first,
+                                       size_t n, float* nhwc);
+/* The same into a device pointer. Values are not clamped to [-1, 1], which dpmpp2m may leave. With
+ * a stream, the call returns before the images are there, callbacks are not called, and what was
+ * not finite in the last batch is told by ddpm_sampler_wait. */
+DDPM_API ddpm_status ddpm_sample_device(ddpm_sampler* sampler, uint64_t seed, uint64_t first,
+                                        size_t n, float* nhwc, void* stream);
+
+typedef struct ddpm_sample_task {
+  uint32_t struct_size; /* sizeof(ddpm_sample_task) */
+  int32_t on_device;    /* 1: x_T, bytes and floats are device pointers; floats is not clamped */
+  uint64_t seed, first;
+  size_t n;
+  const int32_t* labels; /* (n), in host memory, 0 to classes - 1; NULL: image number mod classes */
+  const float* x_T;      /* (n, H, W, C), where the chains start; NULL: drawn from the seed */
+  uint8_t* bytes;        /* (n, H, W, C) or NULL */
+  float* floats;         /* (n, H, W, C) or NULL; not both NULL */
+  void* stream;          /* only with on_device */
+} ddpm_sample_task;
+/* All of the above by one struct. */
+DDPM_API ddpm_status ddpm_sample_run(ddpm_sampler* sampler, const ddpm_sample_task* task);
+
+/* Waits for the work on a stream. */
+DDPM_API ddpm_status ddpm_sampler_wait(ddpm_sampler* sampler);
+/* From any thread, while the sampler lives: the running call, or the next one if none runs, ends
+ * after its current step with DDPM_STOPPED. */
+DDPM_API void ddpm_cancel(ddpm_sampler* sampler);
+
 /* ---- sessions: one kind of work on a batch of a fixed size, with its own copy of the weights ----
  */
 
-DDPM_API void ddpm_session_close(ddpm_session* session); /* waits for its work; NULL is ignored */
+DDPM_API void ddpm_session_destroy(ddpm_session* session); /* waits for its work */
 /* Bytes of the device that the session holds: weights, activations, data set, workspace. */
 DDPM_API ddpm_status ddpm_session_bytes(ddpm_session* session, size_t* bytes);
 /* Waits for the session's work. DDPM_NONFINITE if training or sampling met a value that is not
@@ -101,7 +217,7 @@ DDPM_API ddpm_status ddpm_forward(ddpm_session* session, const float* sample,
 /* ---- training ---- */
 
 typedef struct ddpm_train_options {
-  uint32_t struct_size; /* set by the caller: sizeof(ddpm_train_options) */
+  uint32_t struct_size; /* sizeof(ddpm_train_options) */
   int32_t batch_size;   /* at least 1; larger than the data set is allowed */
   int32_t flip;         /* 1: flip each image horizontally with probability 1/2 */
   float learning_rate;  /* of Adam */
@@ -122,7 +238,7 @@ DDPM_API ddpm_status ddpm_train_open(ddpm_model* model, const ddpm_train_options
 DDPM_API ddpm_status ddpm_train_steps(ddpm_session* session, int steps, void* stream);
 
 typedef struct ddpm_train_state {
-  uint32_t struct_size; /* set by the caller: sizeof(ddpm_train_state) */
+  uint32_t struct_size; /* sizeof(ddpm_train_state) */
   uint32_t nonfinite;   /* not 0: updates have stopped at a value that is not finite */
   uint64_t step;        /* updates made */
   double loss_sum;      /* over all updates */
@@ -130,10 +246,10 @@ typedef struct ddpm_train_state {
 } ddpm_train_state;
 /* Waits for the session's work. */
 DDPM_API ddpm_status ddpm_train_get_state(ddpm_session* session, ddpm_train_state* state);
-/* Writes a checkpoint folder as `ddpm train` does, which ddpm_open and diffusers read. */
+/* Writes a checkpoint folder as `ddpm train` does, which ddpm_model_load and diffusers read. */
 DDPM_API ddpm_status ddpm_train_save(ddpm_session* session, const char* folder);
 
-/* ---- sampling ---- */
+/* ---- sampling step by step ---- */
 
 /* sampler: "ddpm", "ddim" or "dpmpp2m"; steps: of a chain, 0 = its default; eta: ddim's. */
 DDPM_API ddpm_status ddpm_sample_open(ddpm_model* model, int batch_size, const char* sampler,

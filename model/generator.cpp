@@ -45,7 +45,9 @@ Generator::Generator(Backend& backend, const UNetConfig& unet, const SchedulerCo
   SamplingGraph s =
       build_sampling_graph(backend, unet, scheduler.num_train_timesteps, batch_size, steps());
   x_ = s.x;
+  x0_ = s.previous;
   class_labels_ = s.class_labels;
+  labels_.resize(static_cast<size_t>(shape_.n));
   const auto planned_at = [&](int batch) {
     return planned_bytes(
         build_sampling_graph(backend, unet, scheduler.num_train_timesteps, batch, steps()).graph);
@@ -62,16 +64,17 @@ Generator::Generator(Backend& backend, const UNetConfig& unet, const SchedulerCo
   executor_->upload(s.timesteps, timesteps.data());
 }
 
-void Generator::begin(uint64_t seed, uint64_t first) {
+void Generator::begin(uint64_t seed, uint64_t first, const int32_t* labels) {
   StepState state;
   state.seed = seed;
   state.first_image = first;
   executor_->set_state(state);
   if (!class_labels_) return;
-  std::vector<int32_t> labels(static_cast<size_t>(shape_.n));
-  for (size_t i = 0; i < labels.size(); ++i)
-    labels[i] = static_cast<int32_t>((first + i) % static_cast<uint64_t>(classes_));
-  executor_->upload(class_labels_, labels.data());
+  for (size_t i = 0; i < labels_.size(); ++i)
+    labels_[i] = labels != nullptr
+                     ? labels[i]
+                     : static_cast<int32_t>((first + i) % static_cast<uint64_t>(classes_));
+  executor_->upload(class_labels_, labels_.data());
 }
 
 std::vector<float> Generator::run_chain(int count, const Progress& progress) {

@@ -38,8 +38,10 @@ class Generator {
 
   // A chain by hand: begin(); x() drawn by run(Phase::kStart) of the executor, or written; then the
   // executor's step(), steps() times. x() is then the images, not yet clamped to [-1, 1].
-  void begin(uint64_t seed, uint64_t first);
+  // `labels`: a class for each image of the batch, absent: (image number mod classes).
+  void begin(uint64_t seed, uint64_t first, const int32_t* labels = nullptr);
   Tensor x() const { return x_; }
+  Tensor x0() const { return x0_; }  // what the last step took for the image
 
   int batch_size() const { return shape_.n; }
   int steps() const { return static_cast<int>(rows_.size()); }
@@ -53,7 +55,8 @@ class Generator {
   Shape shape_;
   int classes_ = 0;
   std::vector<SamplerRow> rows_;
-  Tensor x_, class_labels_;
+  std::vector<int32_t> labels_;  // of the batch
+  Tensor x_, x0_, class_labels_;
   std::unique_ptr<Executor> executor_;
 };
 

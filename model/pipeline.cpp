@@ -13,7 +13,6 @@ namespace {
 
 constexpr const char* kWeights = "diffusion_pytorch_model.safetensors";
 constexpr const char* kTrainingState = "training_state.safetensors";
-constexpr const char* kVersion = "0.1.0";
 constexpr size_t kConfigBytes = size_t{1} << 20;
 
 std::string need_weights(const std::string& folder) {
@@ -101,10 +100,15 @@ Pipeline open_pipeline(const std::string& path) {
        path.c_str());
 }
 
-std::unique_ptr<ParamStore> load_store(Backend& backend, const Pipeline& p, const Params& params) {
+std::unique_ptr<ParamStore> load_store(Backend& backend, const SafetensorsReader& weights,
+                                       const Params& params) {
   auto store = std::make_unique<ParamStore>(backend, params, std::vector<Arena>{Arena::kWeights});
-  load_weights(SafetensorsReader(p.weights), *store, Arena::kWeights);
+  load_weights(weights, *store, Arena::kWeights);
   return store;
+}
+
+std::unique_ptr<ParamStore> load_store(Backend& backend, const Pipeline& p, const Params& params) {
+  return load_store(backend, SafetensorsReader(p.weights), params);
 }
 
 void save_checkpoint(const std::string& path, const UNetConfig& unet,

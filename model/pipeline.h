@@ -13,9 +13,12 @@
 
 #include "engine/checkpoint.h"
 #include "engine/param_store.h"
+#include "engine/safetensors.h"
 #include "model/config.h"
 
 namespace ddpm {
+
+inline constexpr const char* kVersion = "0.1.0";  // as the build's and ddpm.h's
 
 struct Pipeline {
   std::string folder;   // what was found
@@ -28,8 +31,9 @@ struct Pipeline {
 // last checkpoint). Error(kConfig) if it is none of them.
 Pipeline open_pipeline(const std::string& path);
 
-// The pipeline's weights, in an arena laid out for `params`.
+// The weights of a pipeline or of an open weights file, in an arena laid out for `params`.
 std::unique_ptr<ParamStore> load_store(Backend&, const Pipeline&, const Params& params);
+std::unique_ptr<ParamStore> load_store(Backend&, const SafetensorsReader&, const Params& params);
 
 struct Manifest {
   uint64_t step = 0, seed = 0;

@@ -9,7 +9,12 @@ int c99_forward(const char* folder, float* value) {
   ddpm_session* session = NULL;
   ddpm_info info;
   const int32_t timestep = 5;
-  int status = ddpm_open(folder, "cpu", NULL, 1, &model);
+  ddpm_model_options options = {0};
+  int status;
+  options.struct_size = sizeof options;
+  options.device = "cpu";
+  options.threads = 1;
+  status = ddpm_model_load(folder, &options, &model);
   info.struct_size = sizeof info;
   if (status == DDPM_OK) status = ddpm_get_info(model, &info);
   if (status == DDPM_OK) status = ddpm_forward_open(model, 1, &session);
@@ -22,7 +27,7 @@ int c99_forward(const char* folder, float* value) {
     free(sample);
     free(output);
   }
-  ddpm_session_close(session);
-  ddpm_close(model);
+  ddpm_session_destroy(session);
+  ddpm_model_destroy(model);
   return status;
 }

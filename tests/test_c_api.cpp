@@ -12,53 +12,16 @@
 #include "model/generator.h"
 #include "model/pipeline.h"
 #include "model/trainer.h"
-#include "tests/golden.h"
+#include "tests/c_api_support.h"
 #include "tests/temp_folder.h"
 
 using namespace ddpm;
+using namespace test::c;
 using test::Golden;
 
 extern "C" int c99_forward(const char* folder, float* value);
 
 namespace {
-
-constexpr int kThreads = 2;
-
-// A checkpoint folder of a golden network with its hashed weights.
-void write_model(const std::string& folder, const Golden& golden) {
-  auto backend = make_cpu_backend({.threads = kThreads});
-  const TrainingGraph t = build_training_graph(*backend, golden.unet, golden.scheduler, {}, 1);
-  ParamStore store(*backend, t.graph.params(),
-                   {Arena::kWeights, Arena::kM, Arena::kV, Arena::kEma});
-  test::set_hash_weights(store, {Arena::kWeights, Arena::kEma});
-  save_checkpoint(folder, golden.unet, golden.scheduler, store, {.numerics = backend->numerics()});
-}
-
-const std::string& model_folder(const std::string& name) {
-  static const test::TempFolder tmp;
-  static std::map<std::string, std::string> folders;
-  const auto [found, fresh] = folders.try_emplace(name, tmp / name);
-  if (fresh) write_model(found->second, Golden(name));
-  return found->second;
-}
-
-struct Closer {
-  void operator()(ddpm_model* m) const { ddpm_close(m); }
-  void operator()(ddpm_session* s) const { ddpm_session_close(s); }
-};
-using Model = std::unique_ptr<ddpm_model, Closer>;
-using Session = std::unique_ptr<ddpm_session, Closer>;
-
-void ok(ddpm_status status) {
-  INFO(ddpm_last_error());
-  REQUIRE(status == DDPM_OK);
-}
-
-Model open_model(const std::string& folder, const char* precision = nullptr) {
-  ddpm_model* m = nullptr;
-  ok(ddpm_open(folder.c_str(), "cpu", precision, kThreads, &m));
-  return Model(m);
-}
 
 template <typename Open, typename... Arguments>
 Session open(Open f, const Model& m, Arguments... arguments) {
@@ -265,13 +228,18 @@ TEST_CASE("c api: every bad argument is refused with its status", "[c_api]") {
   };
   ddpm_model* none = nullptr;
   const auto opened = [&](const char* at, const char* device, const char* precision, int threads) {
-    const ddpm_status status = ddpm_open(at, device, precision, threads, &none);
+    ddpm_model_options o{};
+    o.struct_size = sizeof o;
+    o.threads = threads;
+    o.device = device;
+    o.precision = precision;
+    const ddpm_status status = ddpm_model_load(at, &o, &none);
     CHECK(none == nullptr);
     return status;
   };
   const char* f = folder.c_str();
   fails(opened(nullptr, "cpu", nullptr, 0), DDPM_USAGE, "folder is NULL");
-  fails(ddpm_open(f, "cpu", nullptr, 0, nullptr), DDPM_USAGE, "model is NULL");
+  fails(ddpm_model_load(f, nullptr, nullptr), DDPM_USAGE, "model is NULL");
   fails(opened(f, "cup", nullptr, 0), DDPM_USAGE, "cup");
   fails(opened(f, "cpu", "fp8", 0), DDPM_USAGE, "fp8");
   fails(opened(f, "cpu", "bf16", 0), DDPM_USAGE, "bf16");
@@ -280,14 +248,11 @@ TEST_CASE("c api: every bad argument is refused with its status", "[c_api]") {
   fails(opened((tmp / "nowhere").c_str(), "cpu", nullptr, 0), DDPM_CONFIG, "does not exist");
   fails(opened(tmp.path().c_str(), "cpu", nullptr, 0), DDPM_CONFIG, "no model");
 
-  // A file that is damaged is found when a session reads it.
+  // A damaged header is found at once.
   std::filesystem::copy(folder, tmp / "damaged", std::filesystem::copy_options::recursive);
   test::put_bytes(tmp / "damaged/unet/diffusion_pytorch_model.safetensors", "not safetensors");
-  const Model damaged = open_model(tmp / "damaged");
+  fails(opened((tmp / "damaged").c_str(), "cpu", nullptr, 0), DDPM_FILE, "safetensors");
   ddpm_session* s = nullptr;
-  fails(ddpm_forward_open(damaged.get(), 1, &s), DDPM_FILE, "safetensors");
-  fails(ddpm_sample_open(damaged.get(), 1, "ddpm", 2, 0, &s), DDPM_FILE, "safetensors");
-  CHECK(s == nullptr);
 
   const Model model = open_model(folder);
   ddpm_info info{};
@@ -387,8 +352,8 @@ TEST_CASE("c api: every bad argument is refused with its status", "[c_api]") {
   ok(ddpm_sample_start(sampling.get(), 0, 0, nullptr, nullptr));
   fails(ddpm_sample_steps(sampling.get(), 4, nullptr, nullptr), DDPM_USAGE, "3 are left");
   fails(ddpm_sample_steps(sampling.get(), -1, nullptr, nullptr), DDPM_USAGE, "left");
-  ddpm_close(nullptr);
-  ddpm_session_close(nullptr);
+  ddpm_model_destroy(nullptr);
+  ddpm_session_destroy(nullptr);
 }
 
 TEST_CASE("c api: threads take turns and have their own errors", "[c_api]") {
@@ -406,7 +371,7 @@ TEST_CASE("c api: threads take turns and have their own errors", "[c_api]") {
       if (ddpm_sample_open(model.get(), 1, "ddpm", 3, 0, &s) != DDPM_OK) return;
       ddpm_sample_start(s, 3, 0, images[i].data(), nullptr);
       for (int k = 0; k < 3; ++k) ddpm_sample_steps(s, 1, images[i].data(), nullptr);
-      ddpm_session_close(s);
+      ddpm_session_destroy(s);
     });
   for (std::thread& t : threads) t.join();
   for (size_t i = 0; i < 2; ++i) {
@@ -435,5 +400,5 @@ TEST_CASE("c api: the library shows its functions and nothing else", "[c_api]") 
     ++count;
   }
   CHECK(pclose(pipe) == 0);
-  CHECK(count == 17);
+  CHECK(count == 31);
 }

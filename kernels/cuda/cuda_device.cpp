@@ -255,6 +255,12 @@ void CudaDevice::enter(void* callers_stream) {
   check(cudaGetDevice(&callers_device_), "the current device");
   use();
   if (callers_stream == nullptr) return;
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream_of(callers_stream), &capture), "look at the stream");
+  if (capture != cudaStreamCaptureStatusNone) {
+    cudaSetDevice(callers_device_);
+    fail(Status::kUsage, "stream: it is being captured; end the capture first");
+  }
   check(cudaEventRecord(event_of(entered_), stream_of(callers_stream)), "event");
   check(cudaStreamWaitEvent(stream_of(stream_), event_of(entered_), 0), "wait for an event");
 }
@@ -311,7 +317,11 @@ Call CudaDevice::gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c
 }  // namespace cuda
 
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options, int device) {
-  return std::make_unique<cuda::CudaDevice>(options, device);
+  int callers = 0;
+  const bool known = cudaGetDevice(&callers) == cudaSuccess;
+  auto backend = std::make_unique<cuda::CudaDevice>(options, device);
+  if (known) cudaSetDevice(callers);
+  return backend;
 }
 
 bool cuda_device_found() {

@@ -3,6 +3,14 @@
 import ctypes as c
 
 
+class ModelOptions(c.Structure):
+    _fields_ = [
+        ("struct_size", c.c_uint32), ("threads", c.c_int32), ("device", c.c_char_p),
+        ("precision", c.c_char_p), ("batch_invariant", c.c_int32), ("log", c.c_void_p),
+        ("user", c.c_void_p),
+    ]
+
+
 class TrainOptions(c.Structure):
     _fields_ = [
         ("struct_size", c.c_uint32), ("batch_size", c.c_int32), ("flip", c.c_int32),
@@ -26,8 +34,9 @@ class Model:
         self.library = c.CDLL(library)
         self.library.ddpm_last_error.restype = c.c_char_p
         self.handle = c.c_void_p()
-        self.call("ddpm_open", folder.encode(), device.encode(), precision.encode(),
-                  c.c_int(threads), c.byref(self.handle))
+        options = ModelOptions(c.sizeof(ModelOptions), threads, device.encode(),
+                               precision.encode())
+        self.call("ddpm_model_load", folder.encode(), c.byref(options), c.byref(self.handle))
 
     def call(self, name, *arguments):
         if getattr(self.library, name)(*arguments) != 0:
