@@ -48,6 +48,7 @@ build_for_gpu() {
 group "format" check_format
 group "build" tools/build.sh -DDDPM_WERROR=ON -DDDPM_TESTS=ON \
   "-DCMAKE_CUDA_ARCHITECTURES=80-real;90a-real"
+group "install tree and examples" tools/check_install.sh
 group "resources of the CUDA kernels" check_ptxas
 group "coverage of the CUDA kernels on the host" "$build/ddpm_tests" --simt-coverage
 group "build with sanitizers" build_sanitized
