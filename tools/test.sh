@@ -49,6 +49,7 @@ group "format" check_format
 group "build" tools/build.sh -DDDPM_WERROR=ON -DDDPM_TESTS=ON \
   "-DCMAKE_CUDA_ARCHITECTURES=80-real;90a-real"
 group "install tree and examples" tools/check_install.sh
+group "Python package" tools/check_python.sh
 group "resources of the CUDA kernels" check_ptxas
 group "coverage of the CUDA kernels on the host" "$build/ddpm_tests" --simt-coverage
 group "build with sanitizers" build_sanitized
