@@ -1,7 +1,8 @@
 #include "model/pipeline.h"
 
+#include <dirent.h>
+
 #include <cctype>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -207,15 +208,18 @@ std::string checkpoint_folder(const std::string& run, uint64_t step) {
 
 std::map<uint64_t, std::string> list_checkpoints(const std::string& run) {
   std::map<uint64_t, std::string> found;
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(run + "/checkpoints", error)) {
-    const std::string name = entry.path().filename();
+  const std::string folder = run + "/checkpoints";
+  // Not std::filesystem, whose iterator ends the process where memory runs out.
+  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(folder.c_str()), ::closedir);
+  if (!dir) return found;
+  while (const dirent* entry = ::readdir(dir.get())) {
+    const std::string name = entry->d_name;
     if (!name.starts_with("step-") || name.size() < 13 || name.size() > 24) continue;
     const std::string digits = name.substr(5);
     bool number = true;
     for (char c : digits) number &= std::isdigit(static_cast<unsigned char>(c)) != 0;
-    if (number && file_exists(entry.path().string() + "/manifest.json"))
-      found[std::stoull(digits)] = entry.path();
+    if (number && file_exists(folder + "/" + name + "/manifest.json"))
+      found[std::stoull(digits)] = folder + "/" + name;
   }
   return found;
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -83,7 +84,9 @@ std::string contents(const std::string& path) {
 // What stops a chain, and where; user pointer of the callbacks.
 struct Watch {
   ddpm_sampler* cancel = nullptr;
-  int at = -1;  // the step to stop at
+  int at = -1;                    // the step to stop at
+  ddpm_sampler* again = nullptr;  // a call within a call
+  ddpm_status refused = DDPM_OK;
   std::vector<int> seen;
   std::vector<Floats> previews;
 };
@@ -91,6 +94,7 @@ struct Watch {
 int on_progress(void* user, size_t, size_t, int32_t step, int32_t) {
   auto& w = *static_cast<Watch*>(user);
   w.seen.push_back(step);
+  if (w.again != nullptr) w.refused = ddpm_sampler_wait(w.again);
   if (step == w.at && w.cancel != nullptr) ddpm_cancel(w.cancel);
   return step == w.at && w.cancel == nullptr;
 }
@@ -236,7 +240,9 @@ TEST_CASE("c sampler: progress, previews and stopping", "[c_sampler]") {
   for (const bool by_cancel : {false, true})
     for (int at = 1; at <= kSteps; ++at) {
       INFO(by_cancel << " at step " << at);
-      watch = {by_cancel ? s.get() : nullptr, at, {}, {}};
+      watch = {};
+      watch.cancel = by_cancel ? s.get() : nullptr;
+      watch.at = at;
       const ddpm_status status = ddpm_sample_float(s.get(), 1, 0, 2, images.data());
       // A cancel in the last step has no step left to stop: the next call takes it.
       if (by_cancel && at == kSteps) {
@@ -252,6 +258,9 @@ TEST_CASE("c sampler: progress, previews and stopping", "[c_sampler]") {
     }
   ddpm_cancel(s.get());
   CHECK(ddpm_sample_float(s.get(), 1, 0, 1, images.data()) == DDPM_STOPPED);
+  watch.again = s.get();
+  ok(ddpm_sample_float(s.get(), 1, 0, 1, images.data()));
+  CHECK(watch.refused == DDPM_USAGE);
 }
 
 TEST_CASE("c sampler: a value that is not finite is told", "[c_sampler]") {
@@ -422,3 +431,10 @@ TEST_CASE("c sampler: every bad argument is refused with its status", "[c_sample
   CHECK(std::string(ddpm_status_string(DDPM_OK)) == "success");
   CHECK(std::string(ddpm_status_string(static_cast<ddpm_status>(99))) == "unknown status");
 }
+
+#ifdef DDPM_C_API_FAULTS
+TEST_CASE("c sampler: memory that runs out, and samples that leave none behind", "[c_sampler]") {
+  const std::string command = std::string(DDPM_C_API_FAULTS) + " '" + model_folder("small") + "'";
+  CHECK(std::system(command.c_str()) == 0);
+}
+#endif

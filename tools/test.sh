@@ -16,7 +16,7 @@ group() {  # group NAME COMMAND...: runs it and says how long it took
 
 check_format() {
   if command -v clang-format >/dev/null; then
-    git ls-files '*.h' '*.cpp' '*.cu' | xargs clang-format --dry-run --Werror
+    git ls-files '*.h' '*.hpp' '*.c' '*.cpp' '*.cu' | xargs clang-format --dry-run --Werror
   fi
 }
 

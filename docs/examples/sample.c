@@ -16,8 +16,7 @@ static uint32_t crc_of(uint32_t crc, const uint8_t* data, size_t size) {
   int bit;
   crc = ~crc;
   for (i = 0; i < size; ++i)
-    for (crc ^= data[i], bit = 0; bit < 8; ++bit)
-      crc = crc & 1 ? crc >> 1 ^ 0xEDB88320u : crc >> 1;
+    for (crc ^= data[i], bit = 0; bit < 8; ++bit) crc = crc & 1 ? crc >> 1 ^ 0xEDB88320u : crc >> 1;
   return ~crc;
 }
 
@@ -116,8 +115,8 @@ int main(int argc, char** argv) {
   if (status == DDPM_OK) status = ddpm_get_info(model, &info);
   if (status == DDPM_OK) status = ddpm_sampler_create(model, &options, &sampler);
   if (status == DDPM_OK) {
-    images = malloc((size_t)COUNT * (size_t)info.height * (size_t)info.width *
-                    (size_t)info.channels);
+    images =
+        malloc((size_t)COUNT * (size_t)info.height * (size_t)info.width * (size_t)info.channels);
     status = images == NULL ? DDPM_MEMORY : ddpm_sample(sampler, 0, 0, COUNT, images);
   }
   if (status != DDPM_OK) {
