@@ -55,6 +55,7 @@ echo "threads: ok"
 strict="-std=c99 -pedantic-errors -Wall -Wextra -Werror"
 export PKG_CONFIG_PATH=$lib/pkgconfig
 if ! command -v pkg-config >/dev/null && ((EUID == 0)); then
+  apt-get update -qq
   apt-get install -y -qq --no-install-recommends pkg-config >/dev/null
 fi
 if ! command -v pkg-config >/dev/null; then

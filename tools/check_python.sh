@@ -10,6 +10,7 @@ trap 'rm -rf "$work"' EXIT
 python=/usr/bin/python3  # Debian's own, which Debian's numpy is for
 if ! "$python" -c 'import setuptools, pip, numpy' 2>/dev/null && ((EUID == 0)); then
   export DEBIAN_FRONTEND=noninteractive
+  apt-get update -qq
   apt-get install -y -qq --no-install-recommends \
     python3-numpy python3-pip python3-setuptools python3-wheel >/dev/null
 fi
