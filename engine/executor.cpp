@@ -15,9 +15,7 @@ namespace {
 
 class Range {
  public:
-  Range(Backend& backend, const std::string& name) : backend_(backend) {
-    backend_.begin_range(name.c_str());
-  }
+  Range(Backend& backend, const char* name) : backend_(backend) { backend_.begin_range(name); }
   ~Range() { backend_.end_range(); }
   Range(const Range&) = delete;
   Range& operator=(const Range&) = delete;
@@ -82,7 +80,7 @@ void Executor::bind(const ParamArenas& arenas) {
 }
 
 void Executor::run(Phase phase, size_t step) {
-  const Range range(graph_.backend(), range_names_[static_cast<size_t>(phase)][step]);
+  const Range range(graph_.backend(), range_names_[static_cast<size_t>(phase)][step].c_str());
   const size_t workspace = plan(phase).workspaces[step].offset;
   graph_.steps(phase)[step].call.run(Run{
       pointers_.data(), static_cast<char*>(arena_->data()) + workspace, graph_.backend().stream()});

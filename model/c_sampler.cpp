@@ -266,33 +266,36 @@ ddpm_status ddpm_sampler_get_info(ddpm_sampler* sampler, ddpm_sampler_info* info
   });
 }
 
-ddpm_status ddpm_sample(ddpm_sampler* sampler, uint64_t seed, uint64_t first, size_t n,
-                        uint8_t* nhwc) {
+namespace {
+
+ddpm_sample_task task_of(uint64_t seed, uint64_t first, size_t n) {
   ddpm_sample_task task{};
   task.seed = seed;
   task.first = first;
   task.n = n;
+  return task;
+}
+
+}  // namespace
+
+ddpm_status ddpm_sample(ddpm_sampler* sampler, uint64_t seed, uint64_t first, size_t n,
+                        uint8_t* nhwc) {
+  ddpm_sample_task task = task_of(seed, first, n);
   task.bytes = nhwc;
   return run_task(sampler, task);
 }
 
 ddpm_status ddpm_sample_float(ddpm_sampler* sampler, uint64_t seed, uint64_t first, size_t n,
                               float* nhwc) {
-  ddpm_sample_task task{};
-  task.seed = seed;
-  task.first = first;
-  task.n = n;
+  ddpm_sample_task task = task_of(seed, first, n);
   task.floats = nhwc;
   return run_task(sampler, task);
 }
 
 ddpm_status ddpm_sample_device(ddpm_sampler* sampler, uint64_t seed, uint64_t first, size_t n,
                                float* nhwc, void* stream) {
-  ddpm_sample_task task{};
+  ddpm_sample_task task = task_of(seed, first, n);
   task.on_device = 1;
-  task.seed = seed;
-  task.first = first;
-  task.n = n;
   task.floats = nhwc;
   task.stream = stream;
   return run_task(sampler, task);

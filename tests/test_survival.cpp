@@ -216,17 +216,29 @@ void save(const std::string& path, const RunConfig& c, const Trainer& trainer, F
   save_checkpoint(path, c.unet, c.scheduler, trainer.store(), m, fs);
 }
 
+// A small run that has begun, and a folder for its checkpoints.
+struct Begun {
+  RunConfig config = small_config();
+  std::unique_ptr<Backend> backend = make_cpu_backend({});
+  std::unique_ptr<Trainer> trainer =
+      tools::make_trainer(*backend, config, tools::load_run_data(config));
+  TempFolder tmp;
+  std::string path = tmp / "step";
+
+  Begun() { trainer->initialize(1); }
+  void save_to(const std::string& where, FileSystem& fs = FileSystem::real()) const {
+    save(where, config, *trainer, fs);
+  }
+};
+
 // What a failed save may leave: the whole folder as it was, or as it was to become.
 void check_crash_points(Fault fault, int error, int stride) {
-  const RunConfig config = small_config();
-  const auto backend = make_cpu_backend({});
-  const auto trainer = tools::make_trainer(*backend, config, tools::load_run_data(config));
-  trainer->initialize(1);
-  const TempFolder tmp;
-  const std::string path = tmp / "step";
-  save(tmp / "old", config, *trainer, FileSystem::real());
-  trainer->step();
-  save(tmp / "new", config, *trainer, FileSystem::real());
+  const Begun run;
+  const TempFolder& tmp = run.tmp;
+  const std::string& path = run.path;
+  run.save_to(tmp / "old");
+  run.trainer->step();
+  run.save_to(tmp / "new");
   const auto old_tree = tree_of(tmp / "old"), new_tree = tree_of(tmp / "new");
   CHECK(old_tree != new_tree);
   int k = 0;
@@ -236,7 +248,7 @@ void check_crash_points(Fault fault, int error, int stride) {
     FaultyFileSystem fs(fault, k, error);
     bool saved = true;
     try {
-      save(path, config, *trainer, fs);
+      run.save_to(path, fs);
     } catch (const Error& e) {
       saved = false;
       CHECK(e.status() == Status::kFile);
@@ -263,13 +275,9 @@ TEST_CASE("survival: whichever operation of a save fails, the old or the new che
 }
 
 TEST_CASE("survival: any bit of a checkpoint that flips is found", "[survival]") {
-  const RunConfig config = small_config();
-  const auto backend = make_cpu_backend({});
-  const auto trainer = tools::make_trainer(*backend, config, tools::load_run_data(config));
-  trainer->initialize(1);
-  const TempFolder tmp;
-  const std::string path = tmp / "step";
-  save(path, config, *trainer, FileSystem::real());
+  const Begun run;
+  const std::string& path = run.path;
+  run.save_to(path);
   const auto tree = tree_of(path);
   std::vector<std::pair<std::string, size_t>> files;
   size_t total = 0;
@@ -287,10 +295,10 @@ TEST_CASE("survival: any bit of a checkpoint that flips is found", "[survival]")
     bad[at] = static_cast<char>(bad[at] ^ (1 << random() % 8));
     put_bytes(name, bad);
     INFO(name << ", byte " << at);
-    CHECK_THROWS_AS(load_checkpoint(path, trainer->store()), Error);
+    CHECK_THROWS_AS(load_checkpoint(path, run.trainer->store()), Error);
     put_bytes(name, good);
   }
-  CHECK_NOTHROW(load_checkpoint(path, trainer->store()));
+  CHECK_NOTHROW(load_checkpoint(path, run.trainer->store()));
 }
 
 TEST_CASE("survival: killed at random instants and resumed, a run is the unbroken one",

@@ -206,6 +206,7 @@ void Run::check_finite(const StepState& state) {
 std::string Run::save_bundle(uint64_t step) const {
   const std::string bundle = out_ + "/nonfinite";
   try {
+    if (std::filesystem::exists(bundle)) remove_whole_folder(bundle);  // of an earlier failure
     make_folders(bundle + "/checkpoints");
     write_file(bundle + "/config.json", to_text(to_json(config_)));
     save_checkpoint(checkpoint_folder(bundle, step), config_.unet, config_.scheduler,

@@ -175,7 +175,8 @@ ConvOutput<T> gradient_output(const ConvDesc& d, const ConvSlots& s, const Gradi
 
 // What conv_forward, dgrad and wgrad ask of the tensor cores' and of the plain kernels. A Call's
 // run and workspace are set here; nullptr where the kernel does not take it.
-struct ConvGrid {  // of the tensor cores' kernels
+// How the blocks of the tensor cores' forward kernel lie.
+struct ConvGrid {
   int blocks = 0, splits = 1;
   int columns = 0;  // output channels of a block
   size_t shared = 0;

@@ -6,45 +6,20 @@
 #include <type_traits>
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/step_loop.h"
 
 namespace ddpm::cuda {
 namespace {
 
-// In the host's memory, for both: a read over the bus takes the device a microsecond of a step.
-struct Control {
-  volatile int64_t runs;  // the device's
-  volatile int stop;      // the host's
-};
-// In the device's memory.
-struct Counter {
-  int64_t runs;
-  int left;  // rounds of the loop that was launched last
-};
-
-__global__ void begin_loop(Counter* counter, int times) { counter->left = times; }
-
-__global__ void enter_loop(cudaGraphConditionalHandle again, Counter* counter, Control* control) {
-  cudaGraphSetConditional(again, counter->left > 0 && control->stop == 0 ? 1 : 0);
-}
-
-__device__ bool end_round(Counter* counter, Control* control) {
-  control->runs = ++counter->runs;
-  __threadfence_system();
-  return --counter->left > 0 && control->stop == 0;
-}
-__global__ void end_round_kernel(cudaGraphConditionalHandle again, Counter* counter,
-                                 Control* control) {
-  cudaGraphSetConditional(again, end_round(counter, control) ? 1 : 0);
-}
-__global__ void count_round_kernel(Counter* counter, Control* control) {
-  end_round(counter, control);
-}
-
 struct Destroy {
   void operator()(cudaGraph_t graph) const { cudaGraphDestroy(graph); }
   void operator()(cudaGraphExec_t graph) const { cudaGraphExecDestroy(graph); }
-  void operator()(Counter* counter) const { cudaFree(counter); }
-  void operator()(Control* control) const { cudaFreeHost(control); }
+};
+struct Free {
+  void operator()(int64_t* p) const { cudaFree(p); }
+};
+struct FreeHost {
+  void operator()(int64_t* p) const { cudaFreeHost(p); }
 };
 template <typename T>
 using Owned = std::unique_ptr<std::remove_pointer_t<T>, Destroy>;
@@ -69,14 +44,15 @@ Owned<cudaGraphExec_t> instantiate(cudaGraph_t graph) {
   return Owned<cudaGraphExec_t>(exec);
 }
 
-// A node that runs a kernel of one thread behind `after`, if that is given.
+// A node that runs a kernel of one warp behind `after`, if that is given.
 template <typename... Parameters>
 cudaGraphNode_t add_kernel(cudaGraph_t graph, cudaGraphNode_t after, void (*kernel)(Parameters...),
                            Parameters... values) {
   void* arguments[] = {&values...};
   cudaKernelNodeParams p{};
   p.func = reinterpret_cast<void*>(kernel);
-  p.gridDim = p.blockDim = dim3(1);
+  p.gridDim = dim3(1);
+  p.blockDim = dim3(32);
   p.kernelParams = arguments;
   cudaGraphNode_t node = nullptr;
   check(cudaGraphAddKernelNode(&node, graph, &after, after != nullptr ? 1 : 0, &p),
@@ -96,54 +72,55 @@ class GraphRecording final : public Recording {
 
   void launch_loop(int times) override {
     if (!control_) make_loop();
-    begin_loop<<<1, 1, 0, stream_>>>(counter_.get(), times);
-    check(cudaGetLastError(), "begin of a loop");
+    cuda::launch<begin_loop_kernel>({.block = 32}, stream_, counter_.get(), times);
     if (loop_) {
       check(cudaGraphLaunch(loop_.get(), stream_), "launch of a loop");
       return;
     }
     for (int i = 0; i < times; ++i) {
       launch();
-      count_round_kernel<<<1, 1, 0, stream_>>>(counter_.get(), control_on_device_);
-      check(cudaGetLastError(), "count of a loop");
+      cuda::launch<count_round_kernel>({.block = 32}, stream_, counter_.get(), control_on_device_);
     }
   }
 
   int64_t loop_runs() const override {
     const cudaError_t status = cudaStreamQuery(stream_);
     if (status != cudaErrorNotReady) check(status, "a loop of steps");
-    return control_ ? control_->runs : 0;
+    return control_ ? at(kControlRuns) : 0;
   }
 
   void stop_loops() override {
     if (!control_) return;
-    control_->stop = 1;
+    at(kControlStop) = 1;
     check(cudaStreamSynchronize(stream_), "the end of a loop");
-    control_->stop = 0;
+    at(kControlStop) = 0;
   }
 
  private:
   void make_loop();
+  // The device reads and writes it meanwhile.
+  volatile int64_t& at(int word) const { return control_.get()[word]; }
 
   cudaStream_t stream_;
   Owned<cudaGraph_t> step_;
   Owned<cudaGraphExec_t> once_, loop_;  // loop_ is absent where the driver cannot have it
-  Owned<Control*> control_;
-  Control* control_on_device_ = nullptr;
-  Owned<Counter*> counter_;
+  std::unique_ptr<int64_t, FreeHost> control_;
+  int64_t* control_on_device_ = nullptr;
+  std::unique_ptr<int64_t, Free> counter_;
 };
 
 void GraphRecording::make_loop() {
-  Counter* counter = nullptr;
-  check(cudaMalloc(&counter, sizeof *counter), "counter of a loop");
+  constexpr size_t kBytes = 2 * sizeof(int64_t);
+  int64_t* counter = nullptr;
+  check(cudaMalloc(&counter, kBytes), "counter of a loop");
   counter_.reset(counter);
-  check(cudaMemsetAsync(counter, 0, sizeof *counter, stream_), "counter of a loop");
+  check(cudaMemsetAsync(counter, 0, kBytes, stream_), "counter of a loop");
   void* control = nullptr;
-  check(cudaHostAlloc(&control, sizeof(Control), cudaHostAllocMapped), "control of a loop");
-  control_.reset(new (control) Control{0, 0});
+  check(cudaHostAlloc(&control, kBytes, cudaHostAllocMapped), "control of a loop");
+  control_.reset(new (control) int64_t[2]{0, 0});
   void* on_device = nullptr;
   check(cudaHostGetDevicePointer(&on_device, control, 0), "control of a loop");
-  control_on_device_ = static_cast<Control*>(on_device);
+  control_on_device_ = static_cast<int64_t*>(on_device);
 
   cudaGraph_t graph = nullptr;
   check(cudaGraphCreate(&graph, 0), "graph of a loop");
@@ -151,7 +128,7 @@ void GraphRecording::make_loop() {
   cudaGraphConditionalHandle again{};
   check(cudaGraphConditionalHandleCreate(&again, graph, 0, 0), "condition of a loop");
   cudaGraphNode_t enter =
-      add_kernel(graph, nullptr, enter_loop, again, counter, control_on_device_);
+      add_kernel(graph, nullptr, enter_loop_kernel, again, counter, control_on_device_);
   cudaGraphNodeParams loop{};
   loop.type = cudaGraphNodeTypeConditional;
   loop.conditional.handle = again;
