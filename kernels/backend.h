@@ -77,16 +77,17 @@ class Recording {
 
 // Slots of a convolution's tensors. Which must be present follows from the desc.
 struct ConvSlots {
-  In x, x2;                // A (N,H,W,C1), (N,H,W,c2)
-  In scale_shift;          // (N,C,2): scale, shift interleaved
-  In filter;               // A (K,R,S,C), or its packed form where packed_bytes() > 0
-  In bias;                 // (K)
-  In sample_bias;          // (N, sample_bias_stride)
-  In residual;             // A (N,P,Q,K)
-  In shortcut, shortcut2;  // A (N,P,Q,.)
-  In shortcut_filter;      // A (K,1,1,shortcut_c + shortcut_c2)
-  In shortcut_bias;        // (K)
-  In state;                // StepState, for dropout
+  In x, x2;                  // A (N,H,W,C1), (N,H,W,c2)
+  In scale_shift;            // (N,C,2): scale, shift interleaved
+  In filter;                 // A (K,R,S,C), or its packed form where packed_bytes() > 0
+  In bias;                   // (K)
+  In sample_bias;            // (N, sample_bias_stride)
+  In residual;               // A (N,P,Q,K)
+  In shortcut, shortcut2;    // A (N,P,Q,.)
+  In shortcut_filter;        // A (K,1,1,shortcut_c + shortcut_c2)
+  In shortcut_bias;          // (K)
+  In state;                  // StepState, for dropout
+  In x_scale, filter_scale;  // (1), (K): of E4M3
 };
 
 class Backend {
@@ -156,6 +157,9 @@ class Backend {
   // dfilter (K,R,S,C) (+)= the gradient by the filter.
   virtual std::optional<Call> conv_wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter,
                                          Write) = 0;
+  // The same with pixel_sum of dy at once, which the bias's gradient starts from.
+  virtual std::optional<Call> conv_wgrad_sums(const ConvDesc&, const ConvSlots&, In dy, Out dfilter,
+                                              Write, Out sums, int stride, int offset) = 0;
 
   // Types are the desc's; bias and residual are of c's.
   virtual Call gemm(const GemmDesc&, In a, In b, In bias, In residual, Out c, Write) = 0;

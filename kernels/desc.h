@@ -53,6 +53,9 @@ struct ConvDesc {
   int shortcut_c = 0,
       shortcut_c2 = 0;      // y += 1x1 convolution of (shortcut ++ shortcut2), (N,P,Q,.)
   bool statistics = false;  // also write y's statistics, see StatsDesc
+  // The taps' input (behind its transform) and filter are E4M3 (Micikevicius et al. 2022): their
+  // sum counts x_scale * filter_scale[k]. The place is kept; no backend takes it yet.
+  bool e4m3 = false;
 
   constexpr int c() const { return x.c + c2; }
   constexpr int in_h() const { return upsample ? 2 * x.h : x.h; }
@@ -63,7 +66,7 @@ struct ConvDesc {
   constexpr Shape filter() const { return {k, r, s, c()}; }
   // Taps, biases and a residual: what every backend must take.
   constexpr bool basic() const {
-    return c2 == 0 && !transform.any() && !upsample && shortcut_c == 0 && !statistics;
+    return c2 == 0 && !transform.any() && !upsample && shortcut_c == 0 && !statistics && !e4m3;
   }
   friend constexpr bool operator==(const ConvDesc&, const ConvDesc&) = default;
 };

@@ -6,7 +6,7 @@
 
 namespace ddpm {
 
-enum class DType : uint8_t { kF32, kBF16, kU8, kI32, kI64 };
+enum class DType : uint8_t { kF32, kBF16, kE4M3, kU8, kI32, kI64 };
 
 constexpr size_t size_of(DType t) {
   switch (t) {
@@ -15,6 +15,7 @@ constexpr size_t size_of(DType t) {
       return 4;
     case DType::kBF16:
       return 2;
+    case DType::kE4M3:
     case DType::kU8:
       return 1;
     case DType::kI64:
@@ -29,6 +30,8 @@ constexpr const char* name_of(DType t) {
       return "F32";
     case DType::kBF16:
       return "BF16";
+    case DType::kE4M3:
+      return "F8_E4M3";
     case DType::kU8:
       return "U8";
     case DType::kI32:

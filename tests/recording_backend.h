@@ -83,6 +83,11 @@ class RecordingBackend : public Backend {
     if (!options_.fused_convolution && !d.basic()) return std::nullopt;
     return call("conv_wgrad", {s.x, s.x2, s.scale_shift, s.state, dy}, {dfilter}, 4096);
   }
+  std::optional<Call> conv_wgrad_sums(const ConvDesc&, const ConvSlots& s, In dy, Out dfilter,
+                                      Write, Out sums, int, int) override {
+    if (!options_.fused_convolution) return std::nullopt;
+    return call("conv_wgrad_sums", {s.x, s.x2, s.scale_shift, s.state, dy}, {dfilter, sums}, 4096);
+  }
   Call gemm(const GemmDesc&, In a, In b, In bias, In residual, Out c, Write) override {
     return call("gemm", {a, b, bias, residual}, {c});
   }

@@ -154,12 +154,13 @@ TEST_CASE("conv: two runs give the same bits", "[conv]") {
 TEST_CASE("conv: leaves to the caller what it does not fuse", "[conv]") {
   const auto backend = make_cpu_backend({.threads = 1});
   const ConvDesc plain = make_desc({1, 4, 4, 8, 8});
-  std::vector<ConvDesc> fused(5, plain);
+  std::vector<ConvDesc> fused(6, plain);
   fused[0].c2 = 8;
   fused[1].transform.silu = true;
   fused[2].upsample = true;
   fused[3].shortcut_c = 8;
   fused[4].statistics = true;
+  fused[5].e4m3 = true;
   const ConvSlots slots;
   for (const ConvDesc& d : fused) {
     CHECK_FALSE(backend->conv_forward(d, slots, Out{0}, {}).has_value());

@@ -79,6 +79,10 @@ class Chooser final : public RecordingBackend {
                                       Out sums) override {
     return choice.dgrad_norm(d, s, norm, mean_rstd, dy, dz, sums);
   }
+  std::optional<Call> conv_wgrad_sums(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
+                                      Write write, Out sums, int stride, int offset) override {
+    return choice.wgrad_sums(d, s, dy, dfilter, write, sums, stride, offset);
+  }
   std::optional<Call> conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
                                  Write write) override {
     return choice.wgrad(d, s, dy, dfilter, write);
@@ -158,6 +162,14 @@ bool leads_back(ConvChoice& choice, const ConvDesc& d) {
   return choice.dgrad_norm(d, s, norm, {0}, {0}, {1}, {2}).has_value();
 }
 
+// Whether dy is summed beside the filter's gradient.
+bool sums_too(ConvChoice& choice, const ConvDesc& d) {
+  ConvSlots s;
+  s.x = s.scale_shift = s.state = {0};
+  if (d.c2 > 0) s.x2 = {0};
+  return choice.wgrad_sums(d, s, {0}, {1}, Write::kOverwrite, {2}, d.k, 0).has_value();
+}
+
 PlanTable through_text(const PlanTable& table) {
   return cuda::plan_table_from_json(nlohmann::json::parse(cuda::to_json(table).dump()), "m.json");
 }
@@ -182,6 +194,12 @@ TEST_CASE("conv_choice: the faster way is taken", "[conv_choice]") {
     CHECK(leads_back(backend.choice, normalised(s)) == own);
     CHECK(leads_back(backend.choice, normalised(s)) == own);
     CHECK(clock.own_asked == before + 1);  // its composite's plain gradient was known already
+    const ConvDesc broad = normalised({2, 8, 8, 32, 16});
+    asked(backend, ConvPass::kWgrad, broad);
+    const int measured = clock.own_asked;
+    CHECK(sums_too(backend.choice, broad) == own);
+    CHECK(sums_too(backend.choice, broad) == own);
+    CHECK(clock.own_asked == measured + 1);
   }
 }
 
@@ -337,6 +355,23 @@ TEST_CASE("conv_choice: batch-invariant, and where there is no composite, it is 
   CHECK(invariant.choice.table().choices.empty());
 }
 
+TEST_CASE("conv_choice: E4M3 is declined by either side, untimed", "[conv_choice]") {
+  Clock clock;
+  Chooser chooser(timed_by(clock));
+  ConvDesc d = normalised({2, 8, 8, 16, 16});
+  d.e4m3 = true;
+  ConvSlots s;
+  s.x = s.filter = s.scale_shift = s.bias = {0};
+  CHECK_FALSE(chooser.conv_forward(d, s, {1}, {}));
+  CHECK_FALSE(chooser.conv_dgrad(d, s, {0}, {1}, Write::kOverwrite));
+  CHECK_FALSE(chooser.conv_wgrad(d, s, {0}, {1}, Write::kOverwrite));
+  CHECK_FALSE(leads_back(chooser.choice, d));
+  d = make_desc({2, 8, 8, 32, 16});
+  d.e4m3 = true;
+  CHECK_FALSE(sums_too(chooser.choice, d));
+  CHECK(clock.own_asked + clock.other_asked == 0);
+}
+
 // What is timed on either side is the same computation, within slots of the sizes that are given.
 // bf16 shows the sizes alone: simt reports an access behind a slot's end.
 TEST_CASE("conv_choice: the composite that is timed computes what our call does",
@@ -390,6 +425,7 @@ TEST_CASE("conv_choice: the composite that is timed computes what our call does"
     compared = 0;
     CHECK(choice.forward(d, s, {1}, {d.statistics ? 2 : -1}));
     CHECK(choice.wgrad(d, s, {1}, {2}, Write::kAccumulate));
+    if (type == DType::kBF16 && d.c() >= 32 && d.y().pixels() % 32 == 0) CHECK(sums_too(choice, d));
     CHECK(compared == (type == DType::kBF16 ? 0 : 2 + d.statistics));
     if (d.transform.affine && !d.upsample) {
       compared = 0;
@@ -421,6 +457,8 @@ TEST_CASE("conv_choice: a network through either choice", "[conv_choice]") {
     std::vector<std::string> steps;
     for (const Step& step : g.steps()) {
       const std::string op = step.call.op;
+      // As the two calls it stands for: which images are large enough is not of interest here.
+      if (op == "conv_wgrad_sums") steps.push_back(step.scope + " pixel_sum");
       const bool convolution = op.starts_with("conv_") || op == kLibrary;
       steps.push_back(step.scope + " " + (convolution ? "convolution" : op));
     }

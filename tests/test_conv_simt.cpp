@@ -3,6 +3,7 @@
 
 #include "tests/conv_support.h"
 #include "tests/kernel_backend.h"
+#include "tests/reference/reduce.h"
 #include "tests/simt/machine.h"
 #include "tests/simt/simt_backend.h"
 
@@ -294,6 +295,69 @@ TEST_CASE("simt.conv_wgrad: inputs that are concatenated, transformed, upsampled
   for (const ConvDesc& d : fused_inputs()) check_wgrad(*backend, d);
 }
 
+// Every way that tiles lie, more output channels than a block has, an idle half of one, splits.
+TEST_CASE("simt.conv_wgrad_sums: dy's sums beside the filter's gradient", "[simt][conv]") {
+  const auto backend = make_kernel_backend(DType::kBF16);
+  const std::vector<ConvShape> shapes = {
+      {3, 16, 16, 32, 24}, {2, 12, 16, 40, 136},  {2, 3, 32, 32, 16},
+      {5, 8, 8, 64, 128},  {7, 4, 8, 32, 8},      {2, 8, 8, 128, 16, 1, 1, 1, 0, 0, 0, 0},
+      {1, 4, 128, 32, 16}, {1, 16, 16, 256, 264}, {2, 16, 16, 32, 72, 3, 3, 2, 0, 0, 1, 1},
+  };
+  for (const ConvShape& shape : shapes) {
+    ConvDesc d = make_desc(shape);
+    if (shape.stride == 1) d.transform = kNormalise;
+    const ConvData t(d, backend.get());
+    const auto before = random_values(d.filter().count(), 18);
+    const int stride = d.k + 16, offset = 8;
+    const auto marks = random_values(int64_t{d.x.n} * stride, 19);
+    INFO(describe(d));
+    for (const Write write : {Write::kOverwrite, Write::kAccumulate}) {
+      Bench bench(*backend);
+      const ConvSlots s = input_slots(bench, d, t);
+      const In dy = bench.activation(t.dy);
+      const Out df = bench.inout(before), sums = bench.inout(marks);
+      const auto call = backend->conv_wgrad_sums(d, s, dy, df, write, sums, stride, offset);
+      REQUIRE(call.has_value());
+      CHECK(call->writes.size() == 2);
+      bench.run(*call);
+      CHECK((bench.get(df) == wgrad(*backend, d, t, write, before)));
+      const std::vector<float> got = bench.get(sums);
+      const ref::Vector want = ref::pixel_sum(d.y(), to_double(t.dy));
+      std::vector<float> inside;
+      for (int i = 0; i < d.x.n * stride; ++i) {
+        const int k = i % stride - offset;
+        if (k >= 0 && k < d.k)
+          inside.push_back(got[static_cast<size_t>(i)]);
+        else
+          CHECK(got[static_cast<size_t>(i)] == marks[static_cast<size_t>(i)]);
+      }
+      CHECK(relative_error(inside, want) <= 1e-6);
+    }
+  }
+}
+
+TEST_CASE("simt.conv_wgrad_sums: left to a pass of its own", "[simt][conv]") {
+  const auto asked = [](Backend& backend, const ConvDesc& d) {
+    ConvSlots s;
+    s.x = {0};
+    return backend.conv_wgrad_sums(d, s, {1}, {2}, Write::kOverwrite, {3}, d.k, 0).has_value();
+  };
+  const auto backend = make_kernel_backend(DType::kBF16);
+  CHECK(asked(*backend, make_desc({8, 8, 8, 32, 8})));
+  CHECK_FALSE(asked(*backend, make_desc({8, 4, 4, 32, 8})));  // two images to 32 pixels
+  CHECK_FALSE(asked(*backend, make_desc({8, 8, 8, 24, 8})));  // an idle warp
+  CHECK_FALSE(asked(*backend, make_desc({8, 8, 8, 33, 8})));  // by scalars
+  CHECK_FALSE(asked(*make_kernel_backend(DType::kF32), make_desc({8, 8, 8, 32, 8})));
+  const ConvDesc wide = make_desc({2, 8, 32, 32, 16});
+  CHECK(asked(*backend, wide));
+  CHECK_FALSE(asked(*make_simt_backend(DType::kBF16, {.shared_bytes = 48 * 1024}), wide));
+  ConvSlots s;
+  s.x = {0};
+  CHECK_THROWS_AS(backend->conv_wgrad_sums(make_desc({8, 8, 8, 32, 8}), s, {1}, {2},
+                                           Write::kOverwrite, {3}, 8, 1),
+                  Error);
+}
+
 // What lies behind a norm, at every way that tiles lie; the last is split over blocks.
 TEST_CASE("simt.conv_dgrad_norm: back through SiLU and dropout, and summed", "[simt][conv]") {
   const auto type = GENERATE(DType::kF32, DType::kBF16);
@@ -398,6 +462,12 @@ TEST_CASE("simt.conv: refuses what it cannot mean, leaves what is not its own", 
   ConvDesc d = make_desc({1, 4, 4, 8, 8});
   d.c2 = 8;
   CHECK_FALSE(backend->conv_dgrad(d, slots, In{0}, Out{2}, Write::kOverwrite).has_value());
+  d = make_desc({1, 4, 4, 8, 8});
+  d.e4m3 = true;
+  CHECK_FALSE(backend->conv_forward(d, slots, Out{2}, {}).has_value());
+  CHECK_FALSE(backend->conv_dgrad(d, slots, In{0}, Out{2}, Write::kOverwrite).has_value());
+  CHECK_FALSE(backend->conv_wgrad(d, slots, In{0}, Out{2}, Write::kOverwrite).has_value());
+  CHECK_FALSE(backend->conv_wgrad_sums(d, slots, In{0}, Out{2}, Write::kOverwrite, Out{3}, 8, 0));
   // A norm of other channels, none at all, upsampling behind one.
   d = make_desc({1, 4, 4, 8, 8});
   d.transform.affine = true;
@@ -412,5 +482,8 @@ TEST_CASE("simt.conv: refuses what it cannot mean, leaves what is not its own", 
   d.transform.affine = false;
   CHECK_THROWS_AS(at_norm(8, 2), Error);
   d.transform.affine = d.upsample = true;
+  CHECK_FALSE(at_norm(8, 2).has_value());
+  d.upsample = false;
+  d.e4m3 = true;
   CHECK_FALSE(at_norm(8, 2).has_value());
 }

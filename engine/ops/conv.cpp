@@ -123,53 +123,64 @@ bool add_gradient_at_norm(Graph& g, const View& x, const Filter& f, const ConvOp
   return true;
 }
 
-// dx = conv^T(dy), dw = sum over pixels of dy x, of one filter. `x` is written out again.
-void add_filter_gradients(Graph& g, const View& x, const Filter& f, const ConvOptions& o,
-                          Tensor dy) {
-  const ConvDesc d = plain_desc(g, x, o);
+// Where the sums of dy over each image's pixels go.
+struct PixelSums {
+  Tensor tensor;
+  int stride = 0, offset = 0;
+};
+
+// dw = sum over pixels of dy x, and dy's own sums where they are asked for. `x` is written out
+// again where the backend cannot read it so.
+void add_filter_gradient(Graph& g, const View& x, const Filter& f, const ConvOptions& o, Tensor dy,
+                         const PixelSums& sums) {
   Backend& backend = g.backend();
-  {
-    ConvDesc fused = d;
-    ConvSlots slots;
-    describe_input(g, x, fused, slots);
-    const GradOut dw = g.grad_out(f.weight);
-    auto call = backend.conv_wgrad(fused, slots, dy, dw.tensor, dw.write);
-    if (!call) {
-      slots = {};
-      slots.x = materialize(g, x);
-      call = backend.conv_wgrad(d, slots, dy, dw.tensor, dw.write);
-    }
-    DDPM_CHECK(call.has_value(), "the backend declines a plain weight gradient");
-    g.add_product(*call, multiply_adds(g, f, dy));
+  ConvDesc d = plain_desc(g, x, o);
+  ConvSlots slots;
+  describe_input(g, x, d, slots);
+  const GradOut dw = g.grad_out(f.weight);
+  std::optional<Call> call;
+  if (sums.tensor) {
+    call = backend.conv_wgrad_sums(d, slots, dy, dw.tensor, dw.write, sums.tensor, sums.stride,
+                                   sums.offset);
+    if (!call) g.add(backend.pixel_sum(g.shape(dy), dy, sums.tensor, sums.stride, sums.offset));
   }
+  if (!call) call = backend.conv_wgrad(d, slots, dy, dw.tensor, dw.write);
+  if (!call) {
+    slots = {};
+    slots.x = materialize(g, x);
+    call = backend.conv_wgrad(plain_desc(g, x, o), slots, dy, dw.tensor, dw.write);
+  }
+  DDPM_CHECK(call.has_value(), "the backend declines a plain weight gradient");
+  g.add_product(*call, multiply_adds(g, f, dy));
+}
+
+// dx = conv^T(dy).
+void add_input_gradient(Graph& g, const View& x, const Filter& f, const ConvOptions& o, Tensor dy) {
   if (!g.requires_grad(x.value) || add_gradient_at_norm(g, x, f, o, dy)) return;
+  const ConvDesc d = plain_desc(g, x, o);
   ConvSlots slots;
   slots.filter = packed_filter(g, d, ConvPass::kDgrad, f.weight);
   const GradOut dx = g.grad_out(x.value);
-  const auto call = backend.conv_dgrad(d, slots, dy, dx.tensor, dx.write);
+  const auto call = g.backend().conv_dgrad(d, slots, dy, dx.tensor, dx.write);
   DDPM_CHECK(call.has_value(), "the backend declines a plain input gradient");
   g.add_product(*call, multiply_adds(g, f, dy));
 }
 
-// db[k] = sum over n and pixels of dy; dsample_bias[n,k] = sum over pixels.
-void add_bias_gradients(Graph& g, const Filter& f, const Filter& shortcut, const ConvOptions& o,
-                        Tensor y, Tensor dy) {
-  const Shape s = g.shape(y);
-  Tensor sums;
-  int stride = s.c, offset = 0;
-  if (o.sample_bias.table) {
-    // Every convolution writes its own columns of the table's gradient, so nobody accumulates.
-    sums = g.grad_buffer(o.sample_bias.table);
-    stride = g.shape(o.sample_bias.table).c;
-    offset = o.sample_bias.offset;
-  } else {
-    sums = g.tensor({s.n, 1, 1, s.c});
-  }
-  g.add(g.backend().pixel_sum(s, dy, sums, stride, offset));
+// dsample_bias[n,k] = sum over pixels of dy: every convolution writes its own columns of the
+// table's gradient, so nobody accumulates.
+PixelSums place_of_sums(Graph& g, const ConvOptions& o, const Shape& y) {
+  if (!o.sample_bias.table) return {g.tensor({y.n, 1, 1, y.c}), y.c, 0};
+  return {g.grad_buffer(o.sample_bias.table), g.shape(o.sample_bias.table).c, o.sample_bias.offset};
+}
+
+// db[k] = sum over n and pixels of dy.
+void add_bias_gradients(Graph& g, const Filter& f, const Filter& shortcut, const Shape& y,
+                        const PixelSums& sums) {
   for (const Tensor& bias : {f.bias, shortcut.bias}) {
     if (!bias) continue;
     const GradOut db = g.grad_out(bias);
-    g.add(g.backend().row_sum(s.n, s.c, stride, offset, DType::kF32, sums, db.tensor, db.write));
+    g.add(g.backend().row_sum(y.n, y.c, sums.stride, sums.offset, DType::kF32, sums.tensor,
+                              db.tensor, db.write));
   }
 }
 
@@ -194,11 +205,15 @@ Tensor conv(Graph& g, const View& x, const std::string& name, const ConvOptions&
 
   g.on_backward([=](Graph& g) {
     const Tensor dy = g.grad(y);
-    add_bias_gradients(g, f, shortcut, o, y, dy);
-    add_filter_gradients(g, x, f, o, dy);
-    if (o.shortcut.value)
-      add_filter_gradients(g, o.shortcut, shortcut, {.k = o.k, .kernel = 1, .pad = {0, 0, 0, 0}},
-                           dy);
+    const PixelSums sums = place_of_sums(g, o, out);
+    add_filter_gradient(g, x, f, o, dy, sums);
+    add_bias_gradients(g, f, shortcut, out, sums);
+    add_input_gradient(g, x, f, o, dy);
+    if (o.shortcut.value) {
+      const ConvOptions one{.k = o.k, .kernel = 1, .pad = {0, 0, 0, 0}};
+      add_filter_gradient(g, o.shortcut, shortcut, one, dy, {});
+      add_input_gradient(g, o.shortcut, shortcut, one, dy);
+    }
     if (o.residual) g.pass_grad(y, o.residual);
   });
   return y;

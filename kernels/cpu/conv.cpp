@@ -48,12 +48,6 @@ HWY_EXPORT(conv_epilogue_loop);
 
 namespace {
 
-// What is taken at all. Statistics and everything before the taps are composed outside.
-bool takes(const ConvDesc& d) {
-  return d.c2 == 0 && !d.transform.any() && !d.upsample && d.shortcut_c == 0 &&
-         d.shortcut_c2 == 0 && !d.statistics;
-}
-
 void check(const ConvDesc& d, const char* op) {
   DDPM_CHECK(d.x.n > 0 && d.x.h > 0 && d.x.w > 0 && d.x.c > 0 && d.c2 >= 0 && d.k > 0,
              "%s: x %s, c2 %d, k %d", op, to_string(d.x).c_str(), d.c2, d.k);
@@ -92,7 +86,7 @@ void add(int threads, const float* x, float* y, int64_t count) {
 
 size_t CpuBackend::packed_bytes(const ConvDesc& d, ConvPass pass) const {
   check(d, "packed_bytes");
-  if (pass == ConvPass::kWgrad || !takes(d)) return 0;
+  if (pass == ConvPass::kWgrad || !d.basic()) return 0;
   if (by_winograd(options_, d, pass)) return winograd::filter_bytes(d);
   return dnn_->filter_bytes(direct(d), pass);
 }
@@ -115,7 +109,7 @@ Call CpuBackend::conv_pack(const ConvDesc& d, ConvPass pass, In filter, Out pack
 
 std::optional<Call> CpuBackend::conv_forward(const ConvDesc& d, const ConvSlots& s, Out y, Out) {
   check(d, "conv_forward");
-  if (!takes(d)) return std::nullopt;
+  if (!d.basic()) return std::nullopt;
   DDPM_CHECK(s.x && s.filter && y, "conv_forward: x, filter and y must be present");
   DDPM_CHECK(d.bias == static_cast<bool>(s.bias) && d.residual == static_cast<bool>(s.residual) &&
                  (d.sample_bias_stride > 0) == static_cast<bool>(s.sample_bias),
@@ -159,7 +153,7 @@ std::optional<Call> CpuBackend::conv_forward(const ConvDesc& d, const ConvSlots&
 std::optional<Call> CpuBackend::conv_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
                                            Write write) {
   check(d, "conv_dgrad");
-  if (!takes(d)) return std::nullopt;
+  if (!d.basic()) return std::nullopt;
   DDPM_CHECK(s.filter && dy && dx, "conv_dgrad: filter, dy and dx must be present");
   const bool accumulate = write == Write::kAccumulate;
   if (by_winograd(options_, d, ConvPass::kDgrad))
@@ -192,7 +186,7 @@ std::optional<Call> CpuBackend::conv_dgrad(const ConvDesc& d, const ConvSlots& s
 std::optional<Call> CpuBackend::conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy,
                                            Out dfilter, Write write) {
   check(d, "conv_wgrad");
-  if (!takes(d)) return std::nullopt;
+  if (!d.basic()) return std::nullopt;
   DDPM_CHECK(s.x && dy && dfilter, "conv_wgrad: x, dy and dfilter must be present");
   const bool accumulate = write == Write::kAccumulate;
   if (by_winograd(options_, d, ConvPass::kWgrad))

@@ -41,6 +41,10 @@ class CpuBackend final : public Backend {
                                       In, Out, Out) override {
     return std::nullopt;
   }
+  std::optional<Call> conv_wgrad_sums(const ConvDesc&, const ConvSlots&, In, Out, Write, Out, int,
+                                      int) override {
+    return std::nullopt;
+  }
   std::optional<Call> conv_wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter,
                                  Write) override;
   Call gemm(const GemmDesc&, In a, In b, In bias, In residual, Out c, Write) override;

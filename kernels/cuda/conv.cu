@@ -53,6 +53,16 @@ Call dgrad(DType type, size_t shared_bytes, const ConvDesc& d, const ConvSlots& 
   return finish(std::move(call), std::move(plan));
 }
 
+Call wgrad_call(const char* op, const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter) {
+  check_conv(d, op);
+  check_input(d, s, op);
+  DDPM_CHECK(dy && dfilter, "%s: dy and dfilter must be present", op);
+  Call call{op, {}, {dfilter}, 0, nullptr};
+  add_input_reads(d, s, call);
+  call.reads.push_back(dy);
+  return call;
+}
+
 }  // namespace
 
 void launch_filter_sum(void* stream, const float* partial, float* dfilter, int64_t count,
@@ -68,6 +78,7 @@ std::optional<Call> conv_forward(DType type, size_t shared_bytes, const ConvDesc
                                  const ConvSlots& s, Out y, Out statistics, bool batch_invariant) {
   const char* op = "conv_forward";
   check_conv(d, op);
+  if (d.e4m3) return std::nullopt;
   check_input(d, s, op);
   DDPM_CHECK(s.filter && y && d.statistics == static_cast<bool>(statistics),
              "%s: filter, y and statistics must be present as the desc says", op);
@@ -106,8 +117,8 @@ std::optional<Call> conv_dgrad_norm(DType type, size_t shared_bytes, const ConvD
                                     In dy, Out dz, Out sums) {
   const char* op = "conv_dgrad_norm";
   check_conv(d, op);
+  if (d.e4m3 || d.upsample) return std::nullopt;
   check_input(d, s, op);
-  if (d.upsample) return std::nullopt;
   DDPM_CHECK(s.filter && dy && dz && sums && mean_rstd && d.transform.affine && norm.groups > 0 &&
                  norm.c() == d.c() && d.c() % norm.groups == 0 && norm.tile == StatsDesc{}.tile,
              "%s: filter, dy, dz, sums, mean_rstd and a norm of %d channels must be present", op,
@@ -121,16 +132,25 @@ std::optional<Call> conv_dgrad_norm(DType type, size_t shared_bytes, const ConvD
 
 std::optional<Call> conv_wgrad(DType type, size_t shared_bytes, const ConvDesc& d,
                                const ConvSlots& s, In dy, Out dfilter, Write write) {
-  const char* op = "conv_wgrad";
-  check_conv(d, op);
-  check_input(d, s, op);
-  DDPM_CHECK(dy && dfilter, "%s: dy and dfilter must be present", op);
-  Call call{op, {}, {dfilter}, 0, nullptr};
-  add_input_reads(d, s, call);
-  call.reads.push_back(dy);
+  if (d.e4m3) return std::nullopt;
+  Call call = wgrad_call("conv_wgrad", d, s, dy, dfilter);
   ConvPlan plan;
   if (type == DType::kBF16) plan = tensor_wgrad(shared_bytes, d, s, dy, dfilter, write);
   if (!plan.run) plan = direct_wgrad(type, d, s, dy, dfilter, write);
+  return finish(std::move(call), std::move(plan));
+}
+
+std::optional<Call> conv_wgrad_sums(DType type, size_t shared_bytes, const ConvDesc& d,
+                                    const ConvSlots& s, In dy, Out dfilter, Write write, Out sums,
+                                    int stride, int offset) {
+  if (d.e4m3 || type != DType::kBF16) return std::nullopt;
+  const char* op = "conv_wgrad_sums";
+  Call call = wgrad_call(op, d, s, dy, dfilter);
+  DDPM_CHECK(sums && offset >= 0 && offset + d.k <= stride, "%s: columns %d.. of %d", op, offset,
+             stride);
+  call.writes.push_back(sums);
+  ConvPlan plan = tensor_wgrad(shared_bytes, d, s, dy, dfilter, write, {sums, stride, offset});
+  if (!plan.run) return std::nullopt;
   return finish(std::move(call), std::move(plan));
 }
 

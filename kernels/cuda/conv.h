@@ -24,5 +24,9 @@ std::optional<Call> conv_dgrad_norm(DType, size_t shared_bytes, const ConvDesc&,
 // With concatenation, transform and upsampling of the input recomputed.
 std::optional<Call> conv_wgrad(DType, size_t shared_bytes, const ConvDesc&, const ConvSlots&, In dy,
                                Out dfilter, Write);
+// With sums[n * stride + offset + k] = sum over pixels of dy; nullopt where sums would not be cut
+// at images, and without tensor cores.
+std::optional<Call> conv_wgrad_sums(DType, size_t shared_bytes, const ConvDesc&, const ConvSlots&,
+                                    In dy, Out dfilter, Write, Out sums, int stride, int offset);
 
 }  // namespace ddpm::cuda

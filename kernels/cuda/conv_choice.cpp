@@ -20,7 +20,7 @@ ConvDesc read_by(ConvPass pass, ConvDesc d) {
   return d;
 }
 
-std::string describe(ConvPass pass, const ConvDesc& d, Write write, int groups,
+std::string describe(ConvPass pass, const ConvDesc& d, Write write, int groups, bool sums,
                      const std::string& precision) {
   constexpr const char* kPasses[] = {"forward", "dgrad", "wgrad"};
   std::string text = format("conv_choice %s %s x%s", kPasses[static_cast<size_t>(pass)],
@@ -42,6 +42,7 @@ std::string describe(ConvPass pass, const ConvDesc& d, Write write, int groups,
   add(d.statistics, "statistics");
   add(write == Write::kAccumulate, "accumulate");
   add(groups > 0, format("through %d groups", groups));
+  add(sums, "sums");
   return text;
 }
 
@@ -75,6 +76,7 @@ constexpr Rule kRules[] = {
     // Not predicted, and larger halos: only 3x3 and 1x1 are laid out for.
     {[](const Asked& a) { return a.d.r != a.d.s || (a.d.r != 3 && a.d.r != 1); }, false},
     // 115 us against 80 and 26 for writing the activation; at 16x16x256 115 against 80 and 13.
+    // With the sums of dy, 117 against 120 and 100.
     {[](const Asked& a) { return a.pass == ConvPass::kWgrad; }, false},
     // dy is spread out by the stride: three of four products are with zeros.
     {[](const Asked& a) { return a.pass == ConvPass::kDgrad && a.d.stride > 1; }, false},
@@ -145,6 +147,7 @@ class ConvChoice::Slots {
     if (pass == ConvPass::kDgrad) result = {in(type, int64_t{d.x.n} * d.x.pixels() * d.c()).slot};
     if (pass == ConvPass::kWgrad) result = {in(DType::kF32, d.filter().count()).slot};
     if (groups > 0) add_norm(d, groups);
+    if (pass == ConvPass::kWgrad) sums = {in(DType::kF32, int64_t{d.x.n} * d.k).slot};
   }
 
   Out y_out() const { return {y.slot}; }
@@ -219,6 +222,19 @@ Call ConvChoice::norm_composite(const ConvDesc& d, const Slots& t) {
   return together({*std::move(call), t.norm_backward(backend_, false)});
 }
 
+std::optional<Call> ConvChoice::own_sums_call(const ConvDesc& d, Write write,
+                                              const Slots& t) const {
+  return conv_wgrad_sums(backend_.compute_type(), options_.shared_bytes, d, t.s, t.y, t.result,
+                         write, t.sums, d.k, 0);
+}
+
+// Without the sums, in the way that is chosen then, and their own pass.
+Call ConvChoice::sums_composite(const ConvDesc& d, Write write, Slots& t) {
+  auto plain = wgrad(d, t.s, t.y, t.result, write);
+  if (!plain) plain = composite(ConvPass::kWgrad, d, write, t);
+  return together({*std::move(plain), backend_.pixel_sum(d.y(), t.y, t.sums, d.k, 0)});
+}
+
 // What the op lists where the whole is declined; for a basic desc, the library's call.
 Call ConvChoice::composite(ConvPass pass, const ConvDesc& d, Write write, Slots& t) {
   std::vector<Call> calls;
@@ -252,12 +268,13 @@ void ConvChoice::use(PlanTable given) {
   replaced_ = 0;
 }
 
-bool ConvChoice::own(ConvPass pass, const ConvDesc& asked, Write write, int groups) {
+bool ConvChoice::own(ConvPass pass, const ConvDesc& asked, Write write, With with) {
   const ConvDesc d = read_by(pass, asked);
-  // Without a choice: what has no composite, and an input's gradient, which is not fused.
-  if (options_.batch_invariant || (d.transform.any() && !d.transform.affine)) return true;
-  if (pass == ConvPass::kDgrad && !d.basic() && groups == 0) return true;
-  const std::string key = describe(pass, d, write, groups, options_.precision);
+  // Without a choice: what has no composite (or is not taken at all), and an input's gradient,
+  // which is not fused.
+  if (options_.batch_invariant || d.e4m3 || (d.transform.any() && !d.transform.affine)) return true;
+  if (pass == ConvPass::kDgrad && !d.basic() && with.groups == 0) return true;
+  const std::string key = describe(pass, d, write, with.groups, with.sums, options_.precision);
   if (const auto known = table_.choices.find(key); known != table_.choices.end())
     return known->second.variant == kOwn;
   std::optional<bool> ours;
@@ -268,24 +285,28 @@ bool ConvChoice::own(ConvPass pass, const ConvDesc& asked, Write write, int grou
     else
       ++replaced_;
   }
-  if (!ours) ours = faster(pass, d, write, groups);
+  if (!ours) ours = faster(pass, d, write, with);
   table_.choices[key] = {*ours ? kOwn : kLibrary, {.id = 0, .knobs = {}}};
   return *ours;
 }
 
-bool ConvChoice::faster(ConvPass pass, const ConvDesc& d, Write write, int groups) {
+bool ConvChoice::faster(ConvPass pass, const ConvDesc& d, Write write, With with) {
   const DType type = backend_.compute_type();
   const bool rule = by_rule({pass, d, write, type == DType::kBF16});
   if (!options_.timer || !options_.budget->left()) return rule;
   try {
-    Slots slots(pass, d, type, groups);
+    Slots slots(pass, d, type, with.groups);
     const auto time = [&](const Call& call) {
       const TuningBudget::Spending spending(*options_.budget);
       return options_.timer(call, slots.bytes());
     };
     // Both are prepared first: what is chosen within the composite is measured by then.
-    const Call ours = groups > 0 ? own_norm_call(d, slots) : own_call(pass, d, write, slots);
-    const Call rest = groups > 0 ? norm_composite(d, slots) : composite(pass, d, write, slots);
+    const Call ours = with.groups > 0 ? own_norm_call(d, slots)
+                      : with.sums     ? *own_sums_call(d, write, slots)
+                                      : own_call(pass, d, write, slots);
+    const Call rest = with.groups > 0 ? norm_composite(d, slots)
+                      : with.sums     ? sums_composite(d, write, slots)
+                                      : composite(pass, d, write, slots);
     const double seconds = time(ours);
     return seconds <= time(rest);
   } catch (const Error& e) {
@@ -296,7 +317,7 @@ bool ConvChoice::faster(ConvPass pass, const ConvDesc& d, Write write, int group
 
 std::optional<Call> ConvChoice::forward(const ConvDesc& d, const ConvSlots& s, Out y,
                                         Out statistics) {
-  if (own(ConvPass::kForward, d, Write::kOverwrite))
+  if (own(ConvPass::kForward, d, Write::kOverwrite, {}))
     return conv_forward(backend_.compute_type(), options_.shared_bytes, d, s, y, statistics,
                         options_.batch_invariant);
   if (!d.basic()) return std::nullopt;
@@ -305,7 +326,7 @@ std::optional<Call> ConvChoice::forward(const ConvDesc& d, const ConvSlots& s, O
 
 std::optional<Call> ConvChoice::dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
                                       Write write) {
-  if (own(ConvPass::kDgrad, d, write))
+  if (own(ConvPass::kDgrad, d, write, {}))
     return conv_dgrad(backend_.compute_type(), options_.shared_bytes, d, s, dy, dx, write);
   return library_.dgrad(d, s, dy, dx, write);
 }
@@ -313,17 +334,27 @@ std::optional<Call> ConvChoice::dgrad(const ConvDesc& d, const ConvSlots& s, In 
 std::optional<Call> ConvChoice::dgrad_norm(const ConvDesc& d, const ConvSlots& s,
                                            const GroupNormDesc& norm, In mean_rstd, In dy, Out dz,
                                            Out sums) {
-  if (d.upsample || !own(ConvPass::kDgrad, d, Write::kOverwrite, norm.groups)) return std::nullopt;
+  if (d.upsample || !own(ConvPass::kDgrad, d, Write::kOverwrite, {.groups = norm.groups}))
+    return std::nullopt;
   return conv_dgrad_norm(backend_.compute_type(), options_.shared_bytes, d, s, norm, mean_rstd, dy,
                          dz, sums);
 }
 
 std::optional<Call> ConvChoice::wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
                                       Write write) {
-  if (own(ConvPass::kWgrad, d, write))
+  if (own(ConvPass::kWgrad, d, write, {}))
     return conv_wgrad(backend_.compute_type(), options_.shared_bytes, d, s, dy, dfilter, write);
   if (!d.basic()) return std::nullopt;
   return library_.wgrad(d, s, dy, dfilter, write);
+}
+
+std::optional<Call> ConvChoice::wgrad_sums(const ConvDesc& d, const ConvSlots& s, In dy,
+                                           Out dfilter, Write write, Out sums, int stride,
+                                           int offset) {
+  auto ours = conv_wgrad_sums(backend_.compute_type(), options_.shared_bytes, d, s, dy, dfilter,
+                              write, sums, stride, offset);
+  if (!ours || !own(ConvPass::kWgrad, d, write, {.sums = true})) return std::nullopt;
+  return ours;
 }
 
 }  // namespace ddpm::cuda

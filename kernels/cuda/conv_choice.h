@@ -43,6 +43,9 @@ class ConvChoice {
   std::optional<Call> dgrad_norm(const ConvDesc&, const ConvSlots&, const GroupNormDesc&,
                                  In mean_rstd, In dy, Out dz, Out sums);
   std::optional<Call> wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write);
+  // Against wgrad and a pass for the sums.
+  std::optional<Call> wgrad_sums(const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write,
+                                 Out sums, int stride, int offset);
 
   // As CudnnConvolutions'.
   const PlanTable& table() const { return table_; }
@@ -51,13 +54,19 @@ class ConvChoice {
 
  private:
   class Slots;
-  // groups: of the norm that a gradient is led back through; 0 = none.
-  bool own(ConvPass, const ConvDesc&, Write, int groups = 0);
-  bool faster(ConvPass, const ConvDesc&, Write, int groups);
+  // What is asked for beyond the pass.
+  struct With {
+    int groups = 0;     // of the norm that a gradient is led back through
+    bool sums = false;  // of dy, beside a filter's gradient
+  };
+  bool own(ConvPass, const ConvDesc&, Write, With with);
+  bool faster(ConvPass, const ConvDesc&, Write, With with);
   Call own_call(ConvPass, const ConvDesc&, Write, const Slots&) const;
   Call composite(ConvPass, const ConvDesc&, Write, Slots&);
   Call own_norm_call(const ConvDesc&, const Slots&) const;
   Call norm_composite(const ConvDesc&, const Slots&);
+  std::optional<Call> own_sums_call(const ConvDesc&, Write, const Slots&) const;
+  Call sums_composite(const ConvDesc&, Write, Slots&);
 
   Backend& backend_;
   ConvLibrary& library_;

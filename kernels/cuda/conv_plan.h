@@ -173,6 +173,12 @@ ConvOutput<T> gradient_output(const ConvDesc& d, const ConvSlots& s, const Gradi
   return o;
 }
 
+// Where the sums of dy over each image's pixels go: slot[n * stride + offset + k].
+struct GradientSums {
+  Out slot;  // absent: nowhere
+  int stride = 0, offset = 0;
+};
+
 // What conv_forward, dgrad and wgrad ask of the tensor cores' and of the plain kernels. A Call's
 // run and workspace are set here; nullptr where the kernel does not take it.
 // How the blocks of the tensor cores' forward kernel lie.
@@ -191,7 +197,7 @@ ConvPlan tensor_forward(size_t shared_bytes, const ConvDesc&, const ConvSlots&, 
 ConvPlan tensor_dgrad(size_t shared_bytes, const ConvDesc&, const ConvSlots&, In dy,
                       const GradientSlots&);
 ConvPlan tensor_wgrad(size_t shared_bytes, const ConvDesc&, const ConvSlots&, In dy, Out dfilter,
-                      Write);
+                      Write, const GradientSums& = {});
 ConvPlan direct_forward(DType, const ConvDesc&, const ConvSlots&, Out y, Out statistics);
 ConvPlan direct_dgrad(DType, const ConvDesc&, const ConvSlots&, In dy, const GradientSlots&);
 ConvPlan direct_wgrad(DType, const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write);
@@ -199,5 +205,8 @@ ConvPlan direct_wgrad(DType, const ConvDesc&, const ConvSlots&, In dy, Out dfilt
 // dfilter (+)= the sum over splits of partial (splits, count), in order.
 void launch_filter_sum(void* stream, const float* partial, float* dfilter, int64_t count,
                        int splits, Write write);
+// sums[n * stride + c] = the sum over runs of partial (images, runs, channels); reduce.cu.
+void launch_merge_sums(void* stream, int images, int runs, int channels, const float* partial,
+                       float* sums, int stride);
 
 }  // namespace ddpm::cuda

@@ -20,6 +20,7 @@ namespace {
 constexpr int kRows = 128;     // pixels of a tile
 constexpr int kOutputs = 128;  // output channels of a block
 constexpr int kOutputPitch = kOutputs + 8;
+constexpr int kSumRows = 32;  // pixels that dy is summed over at a time
 
 struct FilterProblem {
   ConvTiles tiles;
@@ -29,6 +30,7 @@ struct FilterProblem {
   int splits = 1;
   int across = 1;                   // blocks over the input channels
   Global<float> partial = nullptr;  // (splits, k, taps, c)
+  Global<float> dy_sums = nullptr;  // (n, runs of kSumRows pixels, k); or nowhere
 };
 
 // A block's input channels are Across groups of 8 for each of four warps.
@@ -75,10 +77,31 @@ __device__ __forceinline__ void transform_tile(const FilterProblem& a, int n, in
   }
 }
 
+// The sums of dy over kSumRows pixels from row m on, as a product with ones on fragments that are
+// there already: each of the four warps that have the same rows takes 16 channels.
+__device__ __forceinline__ void sum_dy(const FilterProblem& a, const Tile& tile, int m, int k,
+                                       const uint32_t (&fa)[2][4][4]) {
+  constexpr uint32_t kOnes = 0x3F803F80;
+  const int part = warp_id() % 4;
+  float v[4] = {};
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+#pragma unroll
+    for (int step = 0; step < 2; ++step)
+      if (i == part) mma_16816(v, fa[step][i], {kOnes, kOnes});
+  if (lane_id() % 4 > 0) return;  // all columns are equal
+  k += part * 16 + lane_id() / 4;
+  const auto to = a.dy_sums + output_pixel(a.tiles, tile, m) / kSumRows * a.k;
+  if (k < a.k) to[k] = v[0];
+  if (k + 8 < a.k) to[k + 8] = v[2];
+}
+
 // sums += dy^T x over 32 pixels from row m on; `k` and `c` are the warp's first channels.
 template <int Taps, int Across>
-__device__ __forceinline__ void multiply(const ConvTiles& t, const Tile& tile, const TileParts& at,
-                                         int m, int k, int c, float (&sums)[4][Taps][Across][4]) {
+__device__ __forceinline__ void multiply(const FilterProblem& a, const Tile& tile,
+                                         const TileParts& at, int m, int k0, int k, int c,
+                                         bool summed, float (&sums)[4][Taps][Across][4]) {
+  const ConvTiles& t = a.tiles;
   constexpr int kPitch = kInputs<Across> + 8;
   const int lane = lane_id();
   uint32_t fa[2][4][4];
@@ -89,6 +112,7 @@ __device__ __forceinline__ void multiply(const ConvTiles& t, const Tile& tile, c
       ldmatrix_x4_transposed(
           fa[step][i], at.dy + ((m + step * 16 + lane / 16 * 8 + lane % 8) * kOutputPitch + k +
                                 i * 16 + lane / 8 % 2 * 8));
+  if (summed) sum_dy(a, tile, m, k0 + k, fa);
   const Smem<bf16> x = at.x + (halo_of(t, tile, m + lane) * kPitch + c);
 #pragma unroll
   for (int tap = 0; tap < Taps; ++tap)
@@ -158,6 +182,8 @@ __global__ void __launch_bounds__(kConvThreads, 1) conv_wgrad_kernel(const Filte
   const bool active = k0 + k < a.k && c0 + c < a.in.channels();
   const bool transforms = Aligned && a.in.transforms();
   float sums[4][Taps][Across][4] = {};
+  // The blocks of the first input channels sum dy as well.
+  const bool summed = Aligned && a.dy_sums != nullptr && c0 == 0;
 
   Tile tile = find_tile(t, first);
   copy_tile<Across, Aligned>(a, tile, k0, c0, parts(0));
@@ -176,7 +202,7 @@ __global__ void __launch_bounds__(kConvThreads, 1) conv_wgrad_kernel(const Filte
           transform_tile<Across>(a, only_image(t, next_tile), c0, next, step - 2, 2);
       }
       if (active && step * 32 < tile.rows)
-        multiply<Taps, Across>(t, tile, now, step * 32, k, c, sums);
+        multiply<Taps, Across>(a, tile, now, step * 32, k0, k, c, summed, sums);
     }
     tile = next_tile;
   }
@@ -193,9 +219,15 @@ size_t shared_of(const ConvTiles& t) {
          shared_bytes<int>(halo * kInputs<Across> / 8) + shared_bytes<int>(halo / 2);
 }
 
+// Runs of dy's sums lie within an image and a tile; four warps of input channels are busy.
+template <int Across>
+bool can_sum(const ConvDesc& d, const ConvTiles& t) {
+  return d.c() >= kInputs<Across> && t.pixels() % kSumRows == 0 && t.rows % kSumRows == 0;
+}
+
 template <int Taps, int Across, bool Aligned>
 ConvPlan plan_wgrad(size_t shared_bytes, const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
-                    Write write) {
+                    Write write, const GradientSums& to) {
   constexpr int kBlocksWanted = 132;  // one on each multiprocessor
   ConvTiles tiles;
   LaunchShape probe;
@@ -210,6 +242,9 @@ ConvPlan plan_wgrad(size_t shared_bytes, const ConvDesc& d, const ConvSlots& s, 
     if (fits()) break;
   }
   if (!fits()) return {};
+  const bool sums_dy = static_cast<bool>(to.slot);
+  if (sums_dy && !can_sum<Across>(d, tiles)) return {};
+  const int runs = static_cast<int>(d.y().pixels() / kSumRows);
   const int across = (d.c() + kInputs<Across> - 1) / kInputs<Across>;
   const int blocks = across * ((d.k + kOutputs - 1) / kOutputs);
   int splits = kBlocksWanted / blocks;
@@ -217,9 +252,9 @@ ConvPlan plan_wgrad(size_t shared_bytes, const ConvDesc& d, const ConvSlots& s, 
   if (splits < 1) splits = 1;
   const int64_t count = d.filter().count();
   const bool direct = splits == 1 && write == Write::kOverwrite;
-  const size_t workspace =
-      direct ? 0 : static_cast<size_t>(splits) * static_cast<size_t>(count) * sizeof(float);
-  return {workspace, [=](const Run& r) {
+  const size_t filters = direct ? 0 : static_cast<size_t>(splits) * static_cast<size_t>(count);
+  const size_t rows = sums_dy ? static_cast<size_t>(d.x.n) * static_cast<size_t>(runs) : 0;
+  return {(filters + rows * static_cast<size_t>(d.k)) * sizeof(float), [=](const Run& r) {
             FilterProblem a;
             a.tiles = tiles;
             a.in = make_input<bf16>(d, s, r);
@@ -229,6 +264,8 @@ ConvPlan plan_wgrad(size_t shared_bytes, const ConvDesc& d, const ConvSlots& s, 
             a.across = across;
             float* const sums = direct ? r.out<float>(dfilter) : static_cast<float*>(r.workspace);
             a.partial = sums;
+            float* const partial = static_cast<float*>(r.workspace) + filters;
+            if (sums_dy) a.dy_sums = partial;
             launch<conv_wgrad_kernel<Taps, Across, Aligned>>(
                 {.grid_x = static_cast<unsigned>(blocks),
                  .grid_y = static_cast<unsigned>(splits),
@@ -237,20 +274,24 @@ ConvPlan plan_wgrad(size_t shared_bytes, const ConvDesc& d, const ConvSlots& s, 
                 r.stream, a);
             if (!direct)
               launch_filter_sum(r.stream, sums, r.out<float>(dfilter), count, splits, write);
+            if (sums_dy)
+              launch_merge_sums(r.stream, d.x.n, runs, d.k, partial,
+                                r.out<float>(to.slot) + to.offset, to.stride);
           }};
 }
 
 }  // namespace
 
 ConvPlan tensor_wgrad(size_t shared_bytes, const ConvDesc& d, const ConvSlots& s, In dy,
-                      Out dfilter, Write write) {
+                      Out dfilter, Write write, const GradientSums& sums) {
   const bool aligned = d.x.c % 8 == 0 && d.c2 % 8 == 0 && d.k % 8 == 0;
   if (!aligned && (d.c2 > 0 || d.transform.any())) return {};
+  if (!aligned && sums.slot) return {};
   if (d.r == 3 && d.s == 3)
-    return aligned ? plan_wgrad<9, 1, true>(shared_bytes, d, s, dy, dfilter, write)
-                   : plan_wgrad<9, 1, false>(shared_bytes, d, s, dy, dfilter, write);
+    return aligned ? plan_wgrad<9, 1, true>(shared_bytes, d, s, dy, dfilter, write, sums)
+                   : plan_wgrad<9, 1, false>(shared_bytes, d, s, dy, dfilter, write, sums);
   if (d.r == 1 && d.s == 1 && aligned)
-    return plan_wgrad<1, 4, true>(shared_bytes, d, s, dy, dfilter, write);
+    return plan_wgrad<1, 4, true>(shared_bytes, d, s, dy, dfilter, write, sums);
   return {};
 }
 

@@ -310,6 +310,12 @@ std::optional<Call> CudaDevice::conv_wgrad(const ConvDesc& d, const ConvSlots& s
   return choice_->wgrad(d, s, dy, dfilter, write);
 }
 
+std::optional<Call> CudaDevice::conv_wgrad_sums(const ConvDesc& d, const ConvSlots& s, In dy,
+                                                Out dfilter, Write write, Out sums, int stride,
+                                                int offset) {
+  return choice_->wgrad_sums(d, s, dy, dfilter, write, sums, stride, offset);
+}
+
 Call CudaDevice::gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c, Write write) {
   return cublas_->gemm(g, a, b, bias, residual, c, write);
 }

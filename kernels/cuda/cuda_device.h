@@ -46,6 +46,8 @@ class CudaDevice final : public CudaBackend {
   std::optional<Call> conv_dgrad(const ConvDesc&, const ConvSlots&, In dy, Out dx, Write) override;
   std::optional<Call> conv_dgrad_norm(const ConvDesc&, const ConvSlots&, const GroupNormDesc&,
                                       In mean_rstd, In dy, Out dz, Out sums) override;
+  std::optional<Call> conv_wgrad_sums(const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write,
+                                      Out sums, int stride, int offset) override;
   std::optional<Call> conv_wgrad(const ConvDesc&, const ConvSlots&, In dy, Out dfilter,
                                  Write) override;
   Call gemm(const GemmDesc&, In a, In b, In bias, In residual, Out c, Write) override;

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/channel_tile.h"
+#include "kernels/cuda/conv_plan.h"
 
 namespace ddpm::cuda {
 namespace {
@@ -123,20 +124,29 @@ __global__ void __launch_bounds__(kTileThreads)
 }
 
 // sums (+)= the runs' sums, partial (images, runs, channels), 32 channels a block.
-__global__ void merge_sums_kernel(Tiling t, Sums s, Global<const float> partial,
+__global__ void merge_sums_kernel(int runs, int channels, Sums s, Global<const float> partial,
                                   Global<float> sums) {
   SharedMemory shared;
   const Smem<double> scratch = shared.take<double>(static_cast<int>(blockDim.x));
-  const int slabs = (t.channels + 31) / 32;
+  const int slabs = (channels + 31) / 32;
   const int n = static_cast<int>(blockIdx.x) / slabs;
   const int c = static_cast<int>(blockIdx.x) % slabs * 32 + lane_id();
-  const bool inside = c < t.channels;
-  double sum = column_total(partial + int64_t{n} * t.runs * t.channels + (inside ? c : 0),
-                            t.channels, t.runs, inside, scratch);
+  const bool inside = c < channels;
+  double sum = column_total(partial + int64_t{n} * runs * channels + (inside ? c : 0), channels,
+                            runs, inside, scratch);
   if (warp_id() > 0 || !inside) return;
   const int64_t to = n * s.image_stride + c;
   if (s.accumulate) sum += static_cast<double>(sums[to]);
   sums[to] = static_cast<float>(sum);
+}
+
+void merge_sums(void* stream, int images, int runs, int channels, const Sums& s,
+                const float* partial, float* sums) {
+  const unsigned block = std::min(32 * ((runs + 3) / 4), 1024);
+  launch<merge_sums_kernel>({.grid_x = static_cast<unsigned>(images * ((channels + 31) / 32)),
+                             .block = block,
+                             .shared = shared_bytes<double>(block)},
+                            stream, runs, channels, s, partial, sums);
 }
 
 size_t sums_workspace(const Tiling& t) {
@@ -155,16 +165,17 @@ void launch_sums(const Tiling& t, const Sums& s, const Run& r, const T* x, float
   float* partial = static_cast<float*>(r.workspace);
   const Sums runs{s.stride, int64_t{t.runs} * t.channels, t.channels, false};
   launch<column_sums_kernel<T, V>>(shape, r.stream, t, runs, x, partial);
-  const unsigned block = std::min(32 * ((t.runs + 3) / 4), 1024);
-  launch<merge_sums_kernel>({.grid_x = static_cast<unsigned>(t.images * ((t.channels + 31) / 32)),
-                             .block = block,
-                             .shared = shared_bytes<double>(block)},
-                            r.stream, t, s, partial, sums);
+  merge_sums(r.stream, t.images, t.runs, t.channels, s, partial, sums);
 }
 
 constexpr int kSumPixels = 8;  // of a thread
 
 }  // namespace
+
+void launch_merge_sums(void* stream, int images, int runs, int channels, const float* partial,
+                       float* sums, int stride) {
+  merge_sums(stream, images, runs, channels, {0, stride, 0, false}, partial, sums);
+}
 
 Call CudaBackend::channel_stats(const StatsDesc& d, In x, Out stats) {
   DDPM_CHECK(d.x.positive() && d.tile > 0, "channel_stats: x %s, tile %d", to_string(d.x).c_str(),

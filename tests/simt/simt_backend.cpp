@@ -140,6 +140,12 @@ class SimtBackend final : public cuda::CudaBackend {
     if (options_.composed && !d.basic()) return std::nullopt;
     return cuda::conv_wgrad(compute_type(), block_shared_bytes(), d, s, dy, dfilter, write);
   }
+  std::optional<Call> conv_wgrad_sums(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
+                                      Write write, Out sums, int stride, int offset) override {
+    if (options_.composed) return std::nullopt;
+    return cuda::conv_wgrad_sums(compute_type(), block_shared_bytes(), d, s, dy, dfilter, write,
+                                 sums, stride, offset);
+  }
   Call gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c, Write write) override {
     return {"gemm", present({a, b, bias, residual}), {c}, 0, [=](const Run& r) {
               const int64_t n = g.batch;
