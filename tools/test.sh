@@ -58,6 +58,7 @@ group "resources of the CUDA kernels" check_ptxas
 group "coverage of the CUDA kernels on the host" "$build/ddpm_tests" --simt-coverage
 group "build with sanitizers" build_sanitized
 group "build as on a machine with a GPU" build_for_gpu
+group "fuzzed parsers" tools/fuzz.sh 10
 # Groups run side by side, and most of their time is one thread's; threads that wait must not spin.
 export OMP_WAIT_POLICY=passive
 group "tests with sanitizers" env UBSAN_OPTIONS=print_stacktrace=1 \

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# What takes longer than tools/test.sh may: 1,000 kills and SECONDS of fuzzing a parser (default 600).
+# Hours on two cores; its last counts stand in docs/reliability.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+seconds=${1:-600}
+build=${DDPM_BUILD_DIR:-build}
+
+tools/build.sh -DDDPM_TESTS=ON -DDDPM_CUDA=OFF
+DDPM_TEST_KILLS=1000 "$build/ddpm_tests" "survival: killed*"
+tools/fuzz.sh "$seconds"
