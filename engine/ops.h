@@ -104,6 +104,9 @@ Tensor time_embedding(Graph& g, Tensor t, const TimeEmbeddingDesc&);
 // y (n,1,1,C) = table[state.step] for all n images; table (rows,1,1,C). Sampling only.
 Tensor step_row(Graph& g, Tensor table, int n);
 
+// y (n,1,1,C) = table[index]; index I32 (n), table (rows,1,1,C). Sampling only.
+Tensor table_rows(Graph& g, Tensor table, Tensor index);
+
 // y = x + table[index]: adds a learned row to x (N,1,1,dim), in place.
 Tensor add_embedding(Graph& g, Tensor x, Tensor index, int rows, const std::string& name);
 

@@ -221,8 +221,8 @@ class Backend {
                              Out batch_labels) = 0;
   // t I32 (N), uniform on [0, timesteps).
   virtual Call draw_timesteps(int n, int timesteps, In state, Out t) = 0;
-  // noise (N,H,W,C) ~ N(0, I), addressed by purpose and by slot (training) or image (sampling).
-  virtual Call draw_noise(const Shape&, Purpose, In state, Out noise) = 0;
+  // noise (N,H,W,C) ~ N(0, I).
+  virtual Call draw_noise(const Shape&, In state, Out noise) = 0;
   // A t outside the table is an Error on the CPU, and makes a NaN of the image elsewhere.
   virtual Call q_sample(const NoiseDesc&, In x0, In t, In noise, In table, Out x_t) = 0;
   // The four above at once, x0 and the noise written nowhere. nullopt = not fused here.
@@ -250,11 +250,15 @@ class Backend {
   virtual Call advance_state(Out state) = 0;
 
   // ---- sampling ----
-  // t I32 (N) = rows[state.step].t for all images; rows is an array of SamplerRow.
-  virtual Call sampler_timestep(int n, In rows, In state, Out t) = 0;
-  // One row of a sampler on the network's output, A, in place on x; previous (N,H,W,C) is read
-  // where the row uses it and written with this row's x0. Sets the non-finite flag.
-  virtual Call sampler_update(const Shape&, In rows, In out, Out x, Out previous, Out state) = 0;
+  // slots (N) are ChainSlots, rows an array of SamplerRow. What an idle image has is left as it is.
+  // x (N,H,W,C) ~ N(0, I), of the images whose chains begin in this step.
+  virtual Call draw_start(const Shape&, In slots, In state, Out x) = 0;
+  // t I32 (N), that of each image's row; 0 where it is idle.
+  virtual Call sampler_timestep(int n, In rows, In slots, In state, Out t) = 0;
+  // Each image's row on the network's output, A, in place on x; previous (N,H,W,C) is read where
+  // the row uses it and written with this row's x0.
+  virtual Call sampler_update(const SamplerDesc&, In rows, In slots, In out, Out x, Out previous,
+                              Out state) = 0;
   // floor(clamp((x + 1) 127.5, 0, 255) + 0.5)
   virtual Call image_to_uint8(int64_t count, In x, Out y) = 0;
 };

@@ -159,6 +159,27 @@ struct SamplerRow {
   float x_x = 0, x_x0 = 0, x_out = 0, x_previous = 0, x_z = 0;
 };
 
+// The image in a slot of a sampled batch, in the backend's memory. Slots need not be in the same
+// row, or of one chain: each takes rows first_row, ..., first_row + rows - 1 of the table in the
+// steps from `start` on, and is idle before and after.
+struct ChainSlot {
+  uint64_t seed = 0, image = 0;  // what its noise is addressed by
+  int64_t start = 0;             // the state's step of its first row
+  int32_t first_row = 0, rows = 0;
+
+  // Its row in a step, -1: idle.
+  constexpr int64_t row(uint64_t step) const {
+    const int64_t done = static_cast<int64_t>(step) - start;
+    return done >= 0 && done < rows ? first_row + done : -1;
+  }
+};
+static_assert(sizeof(ChainSlot) == 32);
+
+struct SamplerDesc {
+  Shape x;
+  bool watch = true;  // a value that is not finite sets the state's flag
+};
+
 // torch.optim.Adam with eps after the bias correction, one clip of the gradient's norm as
 // clip_grad_norm_, linear warm-up and cool-down, then EMA of the updated weights.
 struct AdamDesc {

@@ -16,6 +16,8 @@ enum class Status {
   kDevice = 6,     // no device or driver
   kNonFinite = 7,  // not finite or diverged
   kPeer = 8,       // another rank was lost
+  kFull = 9,       // a queue that takes no more now; no exit code of the program
+  kTimeout = 10,   // a deadline passed; no exit code of the program
   kBug = 70,       // a broken invariant of this program
   kStopped = 75,   // stopped by a signal, resumable
 };

@@ -2,6 +2,7 @@
 #include "model/c_api.h"
 
 #include <cstdio>
+#include <limits>
 
 #include "model/forward.h"
 
@@ -16,6 +17,8 @@ static_assert(DDPM_OK == static_cast<int>(Status::kOk) &&
               DDPM_DEVICE == static_cast<int>(Status::kDevice) &&
               DDPM_NONFINITE == static_cast<int>(Status::kNonFinite) &&
               DDPM_PEER == static_cast<int>(Status::kPeer) &&
+              DDPM_FULL == static_cast<int>(Status::kFull) &&
+              DDPM_TIMEOUT == static_cast<int>(Status::kTimeout) &&
               DDPM_BUG == static_cast<int>(Status::kBug) &&
               DDPM_STOPPED == static_cast<int>(Status::kStopped));
 
@@ -78,6 +81,26 @@ void check_batch(int batch_size) {
   require(batch_size >= 1 && batch_size <= kMaxBatch, "batch_size must be 1 to 65536");
 }
 
+void check_images(const Core& core, uint64_t first, size_t n, const int32_t* labels) {
+  const auto size = static_cast<size_t>(core.images(1).count());
+  require(n <= std::numeric_limits<size_t>::max() / sizeof(float) / size, "n is too large");
+  require(n <= std::numeric_limits<uint64_t>::max() - first, "first + n is too large");
+  if (labels == nullptr) return;
+  const std::optional<int> classes = core.unet().num_class_embeds;
+  require(classes.has_value(), "labels are given, but the model has no classes");
+  check_indices("labels", labels, n, *classes);
+}
+
+SamplerOptions chain_options(const char* sampler, const char* spacing, int steps, double eta) {
+  require(steps >= 0, "steps must not be negative");
+  SamplerOptions options;
+  if (sampler != nullptr) options.kind = parse_sampler(sampler);
+  if (spacing != nullptr) options.spacing = parse_spacing(spacing);
+  if (steps > 0) options.steps = steps;
+  options.eta = eta;
+  return options;
+}
+
 }  // namespace ddpm::c
 
 using namespace ddpm;
@@ -104,6 +127,10 @@ const char* ddpm_status_string(ddpm_status status) {
       return "values that are not finite";
     case DDPM_PEER:
       return "another process was lost";
+    case DDPM_FULL:
+      return "the queue has no room now";
+    case DDPM_TIMEOUT:
+      return "a deadline passed";
     case DDPM_BUG:
       return "internal error";
     case DDPM_STOPPED:

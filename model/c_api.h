@@ -1,6 +1,7 @@
 // What the files of the C entry share: handles, and how a call becomes a status.
 #pragma once
 
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -11,6 +12,7 @@
 #include "model/ddpm.h"
 #include "model/device.h"
 #include "model/pipeline.h"
+#include "model/sampler.h"
 
 namespace ddpm::c {
 
@@ -42,12 +44,15 @@ ddpm_status guarded(ErrorText* handle, F f) noexcept {
 
 void require(bool condition, const char* what);
 
-// The caller's struct, or all defaults.
+// The caller's struct, or all defaults. `first_size`: that of the first header that had it.
 template <typename Options>
-Options options_of(const Options* given) {
-  if (given == nullptr) return {};
-  require(given->struct_size == sizeof(Options), "options: struct_size is not this library's");
-  return *given;
+Options options_of(const Options* given, size_t first_size = sizeof(Options)) {
+  Options options{};
+  if (given == nullptr) return options;
+  require(given->struct_size >= first_size && given->struct_size <= sizeof options,
+          "options: struct_size is not this library's");
+  std::memcpy(&options, given, given->struct_size);
+  return options;
 }
 
 // A backend and who may use it now.
@@ -101,6 +106,10 @@ void in_turn(Device& device, void* stream, F f) {
 // Throws Error(kUsage) for a value outside 0 to limit - 1.
 void check_indices(const char* what, const int32_t* values, size_t count, int limit);
 void check_batch(int batch_size);
+// Images first, ..., first + n - 1 of a model, with a label each or NULL.
+void check_images(const Core& core, uint64_t first, size_t n, const int32_t* labels);
+// Of the fields of those names in an options struct.
+SamplerOptions chain_options(const char* sampler, const char* spacing, int steps, double eta);
 
 }  // namespace ddpm::c
 

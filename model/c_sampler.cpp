@@ -1,7 +1,7 @@
 // model/ddpm.h: samplers, whole images on a backend of their own.
 #include <algorithm>
 #include <atomic>
-#include <limits>
+#include <cstddef>
 
 #include "model/c_api.h"
 #include "model/generator.h"
@@ -10,16 +10,6 @@ namespace ddpm::c {
 namespace {
 
 constexpr int kDefaultBatch = 8;
-
-SamplerOptions chain_options(const ddpm_sampler_options& o) {
-  require(o.steps >= 0, "options: steps must not be negative");
-  SamplerOptions options;
-  if (o.sampler != nullptr) options.kind = parse_sampler(o.sampler);
-  if (o.spacing != nullptr) options.spacing = parse_spacing(o.spacing);
-  if (o.steps > 0) options.steps = o.steps;
-  options.eta = o.eta;
-  return options;
-}
 
 [[noreturn]] void stopped(const char* by) { fail(Status::kStopped, "stopped by %s", by); }
 
@@ -57,6 +47,7 @@ struct ddpm_sampler {
   std::unique_ptr<Generator> generator;
   std::vector<float> host;       // (batch, H, W, C): a start that is not whole, or a preview
   std::vector<int32_t> classes;  // of the batch
+  std::vector<uint64_t> seeds;   // of the batch
   std::atomic<bool> cancelled{false};
   std::atomic<bool> busy{false};
   ErrorText error;
@@ -68,14 +59,17 @@ void ddpm_sampler::build() {
     store = load_store(backend, core->weights, params);
     return store->arenas();
   };
-  generator = std::make_unique<Generator>(backend, core->unet(), core->pipeline.scheduler,
-                                          chain_options(options), options.batch_size, load);
+  generator = std::make_unique<Generator>(
+      backend, core->unet(), core->pipeline.scheduler,
+      chain_options(options.sampler, options.spacing, options.steps, options.eta),
+      options.batch_size, load);
   generator->weights_final();
   const int64_t values = generator->shape().count();
   bytes = backend.allocate(static_cast<size_t>(values));
   to_bytes = backend.image_to_uint8(values, In{0}, Out{1});
   host.resize(static_cast<size_t>(values));
   classes.resize(static_cast<size_t>(options.batch_size));
+  seeds.resize(static_cast<size_t>(options.batch_size));
   core->say(format("sampler of %d images, %d steps, %.1f MB", options.batch_size,
                    generator->steps(),
                    static_cast<double>(executor().bytes() + store->bytes()) / 1e6));
@@ -98,15 +92,17 @@ void ddpm_sampler::run(const ddpm_sample_task& t) {
 
 void ddpm_sampler::run_batch(const ddpm_sample_task& t, size_t done, size_t count) {
   Executor& e = executor();
-  const int32_t* labels = nullptr;
+  // The slots without an image run along.
   if (t.labels != nullptr) {
     std::fill(classes.begin(), classes.end(), 0);
     std::copy_n(t.labels + done, count, classes.begin());
-    labels = classes.data();
   }
-  generator->begin(t.seed, t.first + done, labels);
+  if (t.seeds != nullptr) std::copy_n(t.seeds + done, count, seeds.begin());
+  generator->begin(t.seed, t.seeds != nullptr ? t.first : t.first + done,
+                   t.labels != nullptr ? classes.data() : nullptr,
+                   t.seeds != nullptr ? seeds.data() : nullptr);
   e.run(Phase::kStart);
-  if (t.x_T != nullptr) {  // the slots without an image run along with noise
+  if (t.x_T != nullptr) {
     void* x = e.address(generator->x());
     const float* from = t.x_T + done * image_size();
     const size_t size = count * image_size() * sizeof(float);
@@ -200,13 +196,7 @@ void check(const ddpm_sample_task& t, const ddpm_sampler& s) {
   require(t.on_device == 0 || t.on_device == 1, "task: on_device must be 0 or 1");
   require(t.stream == nullptr || t.on_device == 1, "task: a stream is for device pointers");
   require(t.bytes != nullptr || t.floats != nullptr, "task: bytes and floats are NULL");
-  require(t.n <= std::numeric_limits<size_t>::max() / sizeof(float) / s.image_size(),
-          "n is too large");
-  require(t.n <= std::numeric_limits<uint64_t>::max() - t.first, "first + n is too large");
-  if (t.labels == nullptr) return;
-  const std::optional<int> classes = s.core->unet().num_class_embeds;
-  require(classes.has_value(), "labels are given, but the model has no classes");
-  check_indices("labels", t.labels, t.n, *classes);
+  check_images(*s.core, t.first, t.n, t.labels);
 }
 
 ddpm_status run_task(ddpm_sampler* sampler, const ddpm_sample_task& task) {
@@ -302,10 +292,12 @@ ddpm_status ddpm_sample_device(ddpm_sampler* sampler, uint64_t seed, uint64_t fi
 }
 
 ddpm_status ddpm_sample_run(ddpm_sampler* sampler, const ddpm_sample_task* task) {
-  if (task == nullptr) return failed(Status::kUsage, "task is NULL", nullptr);
-  if (task->struct_size != sizeof *task)
-    return failed(Status::kUsage, "task: struct_size is not this library's", nullptr);
-  return run_task(sampler, *task);
+  ddpm_sample_task t;
+  const ddpm_status status = guarded(nullptr, [&] {
+    require(task != nullptr, "task is NULL");
+    t = options_of(task, offsetof(ddpm_sample_task, seeds));
+  });
+  return status == DDPM_OK ? run_task(sampler, t) : status;
 }
 
 ddpm_status ddpm_sampler_wait(ddpm_sampler* sampler) {

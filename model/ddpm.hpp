@@ -105,6 +105,52 @@ class Sampler {
   std::unique_ptr<ddpm_sampler, Destroy> sampler_;
 };
 
+// A request of a pool. Destroying it cancels the request and waits for its end.
+class Ticket {
+ public:
+  explicit Ticket(ddpm_ticket* ticket = nullptr) : ticket_(ticket) {}
+
+  ddpm_ticket* get() const { return ticket_.get(); }
+  void wait() { check(ddpm_ticket_wait(get())); }
+  bool done() const { return ddpm_ticket_done(get()) != 0; }
+  void cancel() { ddpm_ticket_cancel(get()); }
+
+ private:
+  struct Destroy {
+    void operator()(ddpm_ticket* t) const { ddpm_ticket_destroy(t); }
+  };
+  std::unique_ptr<ddpm_ticket, Destroy> ticket_;
+};
+
+// For any number of threads.
+class Pool {
+ public:
+  explicit Pool(const Model& model, const ddpm_pool_options& options = sized<ddpm_pool_options>()) {
+    ddpm_pool* pool = nullptr;
+    check(ddpm_pool_create(model.get(), &options, &pool));
+    pool_.reset(pool);
+  }
+
+  ddpm_pool* get() const { return pool_.get(); }
+  ddpm_pool_info info() const {
+    ddpm_pool_info info = sized<ddpm_pool_info>();
+    check(ddpm_pool_get_info(get(), &info));
+    return info;
+  }
+  Ticket submit(const ddpm_pool_request& request) {
+    ddpm_ticket* ticket = nullptr;
+    check(ddpm_pool_submit(get(), &request, &ticket));
+    return Ticket(ticket);
+  }
+  void drain() { check(ddpm_pool_drain(get())); }
+
+ private:
+  struct Destroy {
+    void operator()(ddpm_pool* p) const { ddpm_pool_destroy(p); }
+  };
+  std::unique_ptr<ddpm_pool, Destroy> pool_;
+};
+
 }  // namespace api
 }  // namespace ddpm
 

@@ -12,27 +12,32 @@
 namespace ddpm {
 
 SamplingGraph build_sampling_graph(Backend& backend, const UNetConfig& unet, int timesteps,
-                                   int batch_size, int row_count) {
-  SamplingGraph s{Graph(backend, Mode::kInference), {}, {}, {}, {}, {}};
+                                   int batch_size, int row_count, Pace pace) {
+  SamplingGraph s{Graph(backend, Mode::kInference), {}, {}, {}, {}, {}, {}};
   Graph& g = s.graph;
   const Shape shape{batch_size, unet.sample_height, unet.sample_width, unet.in_channels};
   s.x = g.persistent(shape, DType::kF32, "x");
   s.previous = g.persistent(shape, DType::kF32, "previous");
   s.rows = g.persistent_bytes(sizeof(SamplerRow) * static_cast<size_t>(row_count), "rows");
-  g.add(backend.draw_noise(shape, Purpose::kSampleStart, g.state(), s.x), Phase::kStart);
+  s.slots = g.persistent_bytes(sizeof(ChainSlot) * static_cast<size_t>(batch_size), "slots");
+  g.add(backend.draw_start(shape, s.slots, g.state(), s.x), Phase::kStart);
 
+  const bool own = pace == Pace::kOwn;
   UNetInputs in;
-  if (unet.num_class_embeds) {
+  if (unet.num_class_embeds || own) {
+    in.timestep = g.tensor({1, 1, 1, batch_size}, DType::kI32);
+    g.add(backend.sampler_timestep(batch_size, s.rows, s.slots, g.state(), in.timestep));
+  }
+  if (unet.num_class_embeds)
     in.class_labels = s.class_labels =
         g.persistent({1, 1, 1, batch_size}, DType::kI32, "class_labels");
-    in.timestep = g.tensor({1, 1, 1, batch_size}, DType::kI32);
-    g.add(backend.sampler_timestep(batch_size, s.rows, g.state(), in.timestep));
-  } else {
-    in.step_timesteps = s.timesteps = g.persistent({1, 1, 1, row_count}, DType::kI32, "timesteps");
-  }
+  else
+    in.known_timesteps = s.timesteps =
+        g.persistent({1, 1, 1, own ? timesteps : row_count}, DType::kI32, "timesteps");
   in.sample = ops::cast(g, s.x, backend.compute_type());
   const Tensor out = build_unet(g, unet, timesteps, in);
-  g.add(backend.sampler_update(shape, s.rows, out, s.x, s.previous, g.state()));
+  g.add(backend.sampler_update({.x = shape, .watch = !own}, s.rows, s.slots, out, s.x, s.previous,
+                               g.state()));
   g.add(backend.advance_state(g.state()));
   return s;
 }
@@ -46,7 +51,9 @@ Generator::Generator(Backend& backend, const UNetConfig& unet, const SchedulerCo
       build_sampling_graph(backend, unet, scheduler.num_train_timesteps, batch_size, steps());
   x_ = s.x;
   x0_ = s.previous;
+  slots_tensor_ = s.slots;
   class_labels_ = s.class_labels;
+  slots_.resize(static_cast<size_t>(shape_.n));
   labels_.resize(static_cast<size_t>(shape_.n));
   const auto planned_at = [&](int batch) {
     return planned_bytes(
@@ -64,16 +71,18 @@ Generator::Generator(Backend& backend, const UNetConfig& unet, const SchedulerCo
   executor_->upload(s.timesteps, timesteps.data());
 }
 
-void Generator::begin(uint64_t seed, uint64_t first, const int32_t* labels) {
-  StepState state;
-  state.seed = seed;
-  state.first_image = first;
-  executor_->set_state(state);
+void Generator::begin(uint64_t seed, uint64_t first, const int32_t* labels, const uint64_t* seeds) {
+  executor_->set_state({});
+  for (size_t i = 0; i < slots_.size(); ++i)
+    slots_[i] = {.seed = seeds != nullptr ? seeds[i] : seed,
+                 .image = seeds != nullptr ? first : first + i,
+                 .rows = steps()};
+  executor_->upload(slots_tensor_, slots_.data());
   if (!class_labels_) return;
   for (size_t i = 0; i < labels_.size(); ++i)
     labels_[i] = labels != nullptr
                      ? labels[i]
-                     : static_cast<int32_t>((first + i) % static_cast<uint64_t>(classes_));
+                     : static_cast<int32_t>(slots_[i].image % static_cast<uint64_t>(classes_));
   executor_->upload(class_labels_, labels_.data());
 }
 

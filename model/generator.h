@@ -38,8 +38,10 @@ class Generator {
 
   // A chain by hand: begin(); x() drawn by run(Phase::kStart) of the executor, or written; then the
   // executor's step(), steps() times. x() is then the images, not yet clamped to [-1, 1].
-  // `labels`: a class for each image of the batch, absent: (image number mod classes).
-  void begin(uint64_t seed, uint64_t first, const int32_t* labels = nullptr);
+  // `labels`: a class for each image of the batch, absent: (image number mod classes). `seeds`: one
+  // for each image of the batch, which then all have the number `first`; absent: all have `seed`.
+  void begin(uint64_t seed, uint64_t first, const int32_t* labels = nullptr,
+             const uint64_t* seeds = nullptr);
   Tensor x() const { return x_; }
   Tensor x0() const { return x0_; }  // what the last step took for the image
 
@@ -55,18 +57,26 @@ class Generator {
   Shape shape_;
   int classes_ = 0;
   std::vector<SamplerRow> rows_;
-  std::vector<int32_t> labels_;  // of the batch
-  Tensor x_, x0_, class_labels_;
+  std::vector<ChainSlot> slots_;  // of the batch
+  std::vector<int32_t> labels_;   // of the batch
+  Tensor x_, x0_, slots_tensor_, class_labels_;
   std::unique_ptr<Executor> executor_;
 };
 
-// The graph of a denoising step, for a generator or to look at. Persistent tensors as named;
-// without classes also `timesteps`, I32 (row_count), those of the rows, which the setup reads.
+// How the images of a batch go through their chains.
+enum class Pace {
+  kTogether,  // all are in the same row; a value that is not finite in one ends all
+  kOwn,       // each is in a row of its own
+};
+
+// The graph of a denoising step, for a generator or to look at. Persistent tensors as named: slots
+// are ChainSlots (N). Without classes also `timesteps`, I32, which the setup reads: those of the
+// rows (kTogether), or 0, ..., timesteps - 1 (kOwn).
 struct SamplingGraph {
   Graph graph;
-  Tensor x, previous, rows, timesteps, class_labels;
+  Tensor x, previous, rows, slots, timesteps, class_labels;
 };
 SamplingGraph build_sampling_graph(Backend& backend, const UNetConfig& unet, int timesteps,
-                                   int batch_size, int row_count);
+                                   int batch_size, int row_count, Pace pace = Pace::kTogether);
 
 }  // namespace ddpm

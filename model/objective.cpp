@@ -65,7 +65,7 @@ DrawnBatch draw(Graph& g, PredictionType type, const Schedule& schedule, const T
   g.add(backend.gather_images(data.gather, data.images, data.labels, g.state(), b.x0,
                               b.class_labels));
   g.add(backend.draw_timesteps(s.n, timesteps, g.state(), b.timestep));
-  g.add(backend.draw_noise(s, Purpose::kNoise, g.state(), b.noise));
+  g.add(backend.draw_noise(s, g.state(), b.noise));
   drawn.x_t = noised(g, schedule, b, table);
   return drawn;
 }

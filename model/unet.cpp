@@ -66,18 +66,19 @@ class UNet {
   // or looked up by the step.
   void embed_time(int timesteps, const UNetInputs& in) {
     time_.parts = projection_parts();
-    if (!in.step_timesteps) {
+    if (!in.known_timesteps) {
       time_.table = project_time(timesteps, in.timestep, in.class_labels);
       return;
     }
-    DDPM_CHECK(!c_.num_class_embeds && !g_.training(), "timesteps by step, with classes");
-    Tensor of_steps;
+    DDPM_CHECK(!c_.num_class_embeds && !g_.training(), "known timesteps, with classes");
+    Tensor known;
     {
       const Graph::PhaseScope setup(g_, Phase::kSetup);
-      of_steps = project_time(timesteps, in.step_timesteps, {});
-      g_.keep(of_steps);
+      known = project_time(timesteps, in.known_timesteps, {});
+      g_.keep(known);
     }
-    time_.table = ops::step_row(g_, of_steps, g_.shape(in.sample).n);
+    time_.table = in.timestep ? ops::table_rows(g_, known, in.timestep)
+                              : ops::step_row(g_, known, g_.shape(in.sample).n);
   }
 
   // t I32 (n) -> (n, all projections)

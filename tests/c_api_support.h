@@ -40,13 +40,26 @@ inline UNetConfig small_unet(std::optional<int> classes = {}) {
   return u;
 }
 
-// "small", "small_classes" (ten of them), or a golden network.
+// 4x4 images, some 4,000 weights: a step is little but calls.
+inline UNetConfig least_unet() {
+  UNetConfig u;
+  u.sample_height = u.sample_width = 4;
+  u.layers_per_block = 1;
+  u.block_out_channels = {8};
+  u.down_attention = u.up_attention = {false};
+  u.norm_num_groups = 4;
+  return u;
+}
+
+// "least", "small", "small_classes" (ten of them), or a golden network.
 inline const std::string& model_folder(const std::string& name) {
   static const TempFolder tmp;
   static std::map<std::string, std::string> folders;
   const auto [found, fresh] = folders.try_emplace(name, tmp / name);
   if (!fresh) return found->second;
-  if (name.starts_with("small")) {
+  if (name == "least") {
+    write_model(found->second, least_unet(), {});
+  } else if (name.starts_with("small")) {
     write_model(found->second, small_unet(name == "small" ? std::nullopt : std::optional(10)), {});
   } else {
     const Golden golden(name);
@@ -59,10 +72,14 @@ struct Closer {
   void operator()(ddpm_model* m) const { ddpm_model_destroy(m); }
   void operator()(ddpm_sampler* s) const { ddpm_sampler_destroy(s); }
   void operator()(ddpm_session* s) const { ddpm_session_destroy(s); }
+  void operator()(ddpm_pool* p) const { ddpm_pool_destroy(p); }
+  void operator()(ddpm_ticket* t) const { ddpm_ticket_destroy(t); }
 };
 using Model = std::unique_ptr<ddpm_model, Closer>;
 using Sampler = std::unique_ptr<ddpm_sampler, Closer>;
 using Session = std::unique_ptr<ddpm_session, Closer>;
+using Pool = std::unique_ptr<ddpm_pool, Closer>;
+using Ticket = std::unique_ptr<ddpm_ticket, Closer>;
 
 inline void ok(ddpm_status status) {
   INFO(ddpm_last_error());

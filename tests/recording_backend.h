@@ -155,7 +155,7 @@ class RecordingBackend : public Backend {
   Call draw_timesteps(int, int, In state, Out t) override {
     return call("draw_timesteps", {state}, {t});
   }
-  Call draw_noise(const Shape&, Purpose, In state, Out noise) override {
+  Call draw_noise(const Shape&, In state, Out noise) override {
     return call("draw_noise", {state}, {noise});
   }
   Call q_sample(const NoiseDesc&, In x0, In t, In noise, In table, Out x_t) override {
@@ -186,11 +186,15 @@ class RecordingBackend : public Backend {
     return call("adam_ema", {gradients}, {weights, m, v, ema, shadow, state});
   }
   Call advance_state(Out state) override { return call("advance_state", {}, {state}); }
-  Call sampler_timestep(int, In rows, In state, Out t) override {
-    return call("sampler_timestep", {rows, state}, {t});
+  Call draw_start(const Shape&, In slots, In state, Out x) override {
+    return call("draw_start", {slots, state}, {x});
   }
-  Call sampler_update(const Shape&, In rows, In out, Out x, Out previous, Out state) override {
-    return call("sampler_update", {rows, out}, {x, previous, state});
+  Call sampler_timestep(int, In rows, In slots, In state, Out t) override {
+    return call("sampler_timestep", {rows, slots, state}, {t});
+  }
+  Call sampler_update(const SamplerDesc&, In rows, In slots, In out, Out x, Out previous,
+                      Out state) override {
+    return call("sampler_update", {rows, slots, out}, {x, previous, state});
   }
   Call image_to_uint8(int64_t, In x, Out y) override { return call("image_to_uint8", {x}, {y}); }
 

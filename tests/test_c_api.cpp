@@ -410,7 +410,10 @@ TEST_CASE("c api: functions and structs are those that are written down", "[c_ap
   SIZE(ddpm_info, multiply_adds);
   SIZE(ddpm_sampler_options, user);
   SIZE(ddpm_sampler_info, device_bytes);
-  SIZE(ddpm_sample_task, stream);
+  SIZE(ddpm_sample_task, seeds);
+  SIZE(ddpm_pool_options, queue_size);
+  SIZE(ddpm_pool_request, user);
+  SIZE(ddpm_pool_info, device_bytes);
   SIZE(ddpm_train_options, seed);
   SIZE(ddpm_train_state, learning_rate);
 #undef SIZE

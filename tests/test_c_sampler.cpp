@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -169,6 +170,34 @@ TEST_CASE("c sampler: labels, latents, eta and spacing", "[c_sampler]") {
     t.on_device = on_device;
     ok(ddpm_sample_run(s.get(), &t));
     CHECK((images == from_start));
+  }
+}
+
+TEST_CASE("c sampler: a seed for each image", "[c_sampler]") {
+  for (const char* name : {"small", "small_classes"}) {
+    CAPTURE(name);
+    const Model model = open_model(model_folder(name));
+    const Sampler s = create(model, options(2));
+    const std::vector<uint64_t> seeds = {3, uint64_t{1} << 63, 3, 11, 0};  // batches of 2, 2, 1
+    Floats images(5 * kImage);
+    ddpm_sample_task t = task(5);
+    t.seeds = seeds.data();
+    t.first = 12;
+    t.floats = images.data();
+    ok(ddpm_sample_run(s.get(), &t));
+    for (size_t i = 0; i < 5; ++i) {
+      Floats one(kImage);
+      ok(ddpm_sample_float(s.get(), seeds[i], 12, 1, one.data()));
+      CHECK((one == Floats(&images[i * kImage], &images[i * kImage] + kImage)));
+    }
+    // A program of an older header does not know the field.
+    t.struct_size = offsetof(ddpm_sample_task, seeds);
+    Floats older(5 * kImage), plain(5 * kImage);
+    t.floats = older.data();
+    ok(ddpm_sample_run(s.get(), &t));
+    ok(ddpm_sample_float(s.get(), 3, 12, 5, plain.data()));
+    CHECK((older == plain));
+    CHECK((older != images));
   }
 }
 

@@ -101,17 +101,18 @@ namespace {
 
 // As build_sampling_graph(), but each step works the time projections out from each image's t.
 SamplingGraph graph_without_table(Backend& backend, const UNetConfig& unet, int batch, int rows) {
-  SamplingGraph s{Graph(backend, Mode::kInference), {}, {}, {}, {}, {}};
+  SamplingGraph s{Graph(backend, Mode::kInference), {}, {}, {}, {}, {}, {}};
   Graph& g = s.graph;
   const Shape shape{batch, unet.sample_height, unet.sample_width, unet.in_channels};
   s.x = g.persistent(shape, DType::kF32, "x");
   s.previous = g.persistent(shape, DType::kF32, "previous");
   s.rows = g.persistent_bytes(sizeof(SamplerRow) * static_cast<size_t>(rows), "rows");
-  g.add(backend.draw_noise(shape, Purpose::kSampleStart, g.state(), s.x), Phase::kStart);
+  s.slots = g.persistent_bytes(sizeof(ChainSlot) * static_cast<size_t>(batch), "slots");
+  g.add(backend.draw_start(shape, s.slots, g.state(), s.x), Phase::kStart);
   const Tensor t = g.tensor({1, 1, 1, batch}, DType::kI32);
-  g.add(backend.sampler_timestep(batch, s.rows, g.state(), t));
+  g.add(backend.sampler_timestep(batch, s.rows, s.slots, g.state(), t));
   const Tensor out = build_unet(g, unet, 1000, {.sample = s.x, .timestep = t});
-  g.add(backend.sampler_update(shape, s.rows, out, s.x, s.previous, g.state()));
+  g.add(backend.sampler_update({shape}, s.rows, s.slots, out, s.x, s.previous, g.state()));
   g.add(backend.advance_state(g.state()));
   return s;
 }
@@ -127,8 +128,12 @@ std::vector<float> run_chain(Backend& backend, SamplingGraph s,
   std::vector<int32_t> timesteps;
   for (const SamplerRow& row : rows) timesteps.push_back(row.t);
   if (s.timesteps) executor.upload(s.timesteps, timesteps.data());
+  std::vector<ChainSlot> slots;
+  for (int i = 0; i < executor.graph().shape(s.x).n; ++i)
+    slots.push_back(
+        {.seed = 5, .image = static_cast<uint64_t>(i), .rows = static_cast<int32_t>(rows.size())});
+  executor.upload(s.slots, slots.data());
   executor.run(Phase::kSetup);
-  executor.set_state({.seed = 5});
   executor.run(Phase::kStart);
   for (size_t i = 0; i < rows.size(); ++i) executor.step();
   executor.download(images.data(), s.x);

@@ -176,7 +176,7 @@ TEST_CASE("simt.noise_loss: the bits of the noise and the loss it stands for", "
       test::Bench b(backend);
       const In prediction = b.activation(p);
       const Out noise = b.out(shape.count());
-      b.run(backend.draw_noise(shape, Purpose::kNoise, b.state(state), noise));
+      b.run(backend.draw_noise(shape, b.state(state), noise));
       const LossRun expected = run_loss(backend, shape, p, b.get(noise), state);
 
       const Out sample_loss = b.out(shape.n), d_prediction = b.activation_out(shape.count());

@@ -14,17 +14,30 @@ using namespace ddpm;
 
 namespace {
 
-constexpr StepState kState{.seed = 0x0123456789ABCDEF, .step = 41, .first_image = 4294967290};
+// What addresses a draw: training's by seed and step, sampling's by seed and image.
+struct Address {
+  uint64_t seed = 0, step = 0, first_image = 0;
+};
+constexpr Address kState{.seed = 0x0123456789ABCDEF, .step = 41, .first_image = 4294967290};
 
-std::vector<float> noise(Backend& backend, const Shape& shape, Purpose purpose,
-                         const StepState& state) {
+std::vector<float> noise(Backend& backend, const Shape& shape, Purpose purpose, const Address& at) {
   test::Bench b(backend);
   const Out y = b.out(shape.count());
-  b.run(backend.draw_noise(shape, purpose, b.state(state), y));
+  if (purpose == Purpose::kNoise) {
+    b.run(backend.draw_noise(shape, b.state({.seed = at.seed, .step = at.step}), y));
+    return b.get(y);
+  }
+  std::vector<ChainSlot> slots;
+  for (int i = 0; i < shape.n; ++i)
+    slots.push_back({.seed = at.seed,
+                     .image = at.first_image + static_cast<uint64_t>(i),
+                     .start = static_cast<int64_t>(at.step),
+                     .rows = 1});
+  b.run(backend.draw_start(shape, b.in(slots), b.state({.seed = 1, .step = at.step}), y));
   return b.get(y);
 }
 
-std::vector<double> reference_noise(const Shape& shape, Purpose purpose, const StepState& s) {
+std::vector<double> reference_noise(const Shape& shape, Purpose purpose, const Address& s) {
   std::vector<double> all;
   for (int n = 0; n < shape.n; ++n) {
     RandomStream stream{.seed = s.seed, .purpose = purpose};
@@ -83,7 +96,7 @@ void check_slots(Backend& backend, Backend& other) {
   for (Purpose purpose : {Purpose::kNoise, Purpose::kSampleStart})
     CHECK(noise(backend, {9, 37, 41, 13}, purpose, kState) ==
           noise(other, {9, 37, 41, 13}, purpose, kState));
-  StepState later = kState;
+  Address later = kState;
   later.first_image += 3;
   const auto batch = noise(backend, {5, 7, 3, 3}, Purpose::kSampleStart, kState);
   const auto single = noise(other, {1, 7, 3, 3}, Purpose::kSampleStart, later);
@@ -177,7 +190,7 @@ namespace {
 void check_addresses(Backend* backend) {
   const Shape shape{1, 1, 1, 64};
   std::vector<std::vector<float>> draws;
-  StepState s = kState;
+  Address s = kState;
   draws.push_back(noise(*backend, shape, Purpose::kNoise, s));
   draws.push_back(noise(*backend, shape, Purpose::kSampleStart, s));
   s.step += 1;
@@ -202,12 +215,46 @@ TEST_CASE("simt.draw_noise: seed, step, image and purpose matter", "[random]") {
   check_addresses(test::make_kernel_backend(DType::kF32).get());
 }
 
+namespace {
+
+// Of five images two begin now, one of them of another seed; what the others have stays.
+void check_starts(Backend* backend) {
+  const Shape shape{5, 3, 3, 3};
+  const std::vector<ChainSlot> slots = {{.seed = 4, .image = 9, .start = 7, .rows = 3},
+                                        {.seed = 4, .image = 9, .start = 6, .rows = 3},
+                                        {.seed = 4, .image = 9, .start = 7, .rows = 0},
+                                        {.seed = 5, .image = 2, .start = 7, .rows = 1},
+                                        {.seed = 4, .image = 9, .start = 8, .rows = 3}};
+  const std::vector<float> before(static_cast<size_t>(shape.count()), 42.0f);
+  test::Bench b(*backend);
+  const Out x = b.inout(before);
+  b.run(backend->draw_start(shape, b.in(slots), b.state({.seed = 1, .step = 7}), x));
+  const auto after = b.get(x);
+  for (size_t i = 0; i < 5; ++i) {
+    const bool begins = i == 0 || i == 3;
+    RandomStream stream{.seed = slots[i].seed, .purpose = Purpose::kSampleStart};
+    stream.sample = slots[i].image;
+    const auto z = ref::normals(stream, 27);
+    for (size_t j = 0; j < 27; ++j)
+      CHECK(std::abs(after[27 * i + j] - (begins ? z[j] : 42.0)) < 2e-6);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("draw_start: of the images that begin in this step", "[random]") {
+  check_starts(make_cpu_backend({}).get());
+}
+TEST_CASE("simt.draw_start: of the images that begin in this step", "[random]") {
+  check_starts(test::make_kernel_backend(DType::kF32).get());
+}
+
 TEST_CASE("draw_noise: refuses what it cannot draw", "[random]") {
   for (auto make : {+[] { return make_cpu_backend({}); },
                     +[] { return test::make_kernel_backend(DType::kF32); }}) {
     auto backend = make();
-    CHECK_THROWS_AS(backend->draw_noise({1, 2, 2, 3}, Purpose::kDropout, {0}, {1}), Error);
-    CHECK_THROWS_AS(backend->draw_noise({1, 0, 2, 3}, Purpose::kNoise, {0}, {1}), Error);
+    CHECK_THROWS_AS(backend->draw_noise({1, 0, 2, 3}, {0}, {1}), Error);
+    CHECK_THROWS_AS(backend->draw_start({1, 0, 2, 3}, {0}, {1}, {2}), Error);
     CHECK_THROWS_AS(backend->draw_timesteps(0, 10, {0}, {1}), Error);
     CHECK_THROWS_AS(backend->draw_timesteps(1, 0, {0}, {1}), Error);
   }
@@ -222,7 +269,7 @@ void check_timesteps(Backend* backend) {
       for (uint64_t step : {uint64_t{0}, uint64_t{800000}}) {
         CAPTURE(n, timesteps, step);
         test::Bench b(*backend);
-        const StepState state{.seed = 99, .step = step, .first_image = 5};
+        const StepState state{.seed = 99, .step = step};
         const Out t = b.out<int32_t>(n);
         b.run(backend->draw_timesteps(n, timesteps, b.state(state), t));
         const auto drawn = b.get<int32_t>(t);

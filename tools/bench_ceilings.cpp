@@ -43,7 +43,7 @@ std::unique_ptr<Memory> random_memory(Backend& backend, int count) {
   auto values = backend.allocate(bytes);
   std::vector<void*> data{state->data(), values->data()};
   const Run run{data.data(), nullptr, backend.stream()};
-  backend.draw_noise({1, 1, 1, count}, Purpose::kNoise, {0}, {1}).run(run);
+  backend.draw_noise({1, 1, 1, count}, {0}, {1}).run(run);
   if (type != DType::kF32) {
     auto narrow = backend.allocate(static_cast<size_t>(count) * size_of(type));
     data = {values->data(), narrow->data()};

@@ -29,6 +29,14 @@ Tensor step_row(Graph& g, Tensor table, int n) {
   return y;
 }
 
+Tensor table_rows(Graph& g, Tensor table, Tensor index) {
+  const Shape s = g.shape(table);
+  const int n = static_cast<int>(g.shape(index).count());
+  const Tensor y = g.tensor({n, 1, 1, s.c});
+  g.add(g.backend().embedding(n, s.n, s.c, table, index, y, Write::kOverwrite));
+  return y;
+}
+
 // In place: nothing needs x alone afterwards, and its gradient is y's.
 Tensor add_embedding(Graph& g, Tensor x, Tensor index, int rows, const std::string& name) {
   const Graph::Scope scope(g, name);

@@ -25,7 +25,7 @@ Tensor noise_loss(Graph& g, Tensor prediction, Tensor noise) {
   } else {
     if (!noise) {
       noise = g.tensor(s);
-      g.add(g.backend().draw_noise(s, Purpose::kNoise, g.state(), noise));
+      g.add(g.backend().draw_noise(s, g.state(), noise));
     }
     g.add(g.backend().mse_loss(s, prediction, noise, per_image, gradient, g.state()));
   }

@@ -171,38 +171,44 @@ Call CpuBackend::q_sample(const NoiseDesc& d, In x0, In t, In noise, In table, O
           }};
 }
 
-Call CpuBackend::sampler_timestep(int n, In rows, In state, Out t) {
+Call CpuBackend::sampler_timestep(int n, In rows, In slots, In state, Out t) {
   DDPM_CHECK(n > 0, "sampler_timestep: n %d", n);
-  return {"sampler_timestep", {rows, state}, {t}, 0, [=](const Run& r) {
-            const SamplerRow& row = r.in<SamplerRow>(rows)[r.in<StepState>(state)->step];
-            std::fill_n(r.out<int32_t>(t), n, row.t);
+  return {"sampler_timestep", {rows, slots, state}, {t}, 0, [=](const Run& r) {
+            const uint64_t step = r.in<StepState>(state)->step;
+            for (int i = 0; i < n; ++i) {
+              const int64_t row = r.in<ChainSlot>(slots)[i].row(step);
+              r.out<int32_t>(t)[i] = row < 0 ? 0 : r.in<SamplerRow>(rows)[row].t;
+            }
           }};
 }
 
-Call CpuBackend::sampler_update(const Shape& shape, In rows, In out, Out x, Out previous,
-                                Out state) {
-  DDPM_CHECK(shape.positive(), "sampler_update: shape %s", to_string(shape).c_str());
-  const int64_t size = shape.pixels() * shape.c, blocks = (size + 3) / 4;
+Call CpuBackend::sampler_update(const SamplerDesc& d, In rows, In slots, In out, Out x,
+                                Out previous, Out state) {
+  DDPM_CHECK(d.x.positive(), "sampler_update: shape %s", to_string(d.x).c_str());
+  const int64_t size = d.x.pixels() * d.x.c, blocks = (size + 3) / 4;
   return {"sampler_update",
-          {rows, out},
+          {rows, slots, out},
           {x, previous, state},
           0,
-          [=, n = shape.n, threads = threads_](const Run& r) {
+          [=, threads = threads_](const Run& r) {
             StepState& s = *r.out<StepState>(state);
-            const SamplerRow& row = r.in<SamplerRow>(rows)[s.step];
             std::atomic<bool> finite = true;
-            parallel_samples(threads, n, blocks, [&](int64_t slot, int64_t begin, int64_t end) {
-              const RandomStream stream{.seed = s.seed,
+            parallel_samples(threads, d.x.n, blocks, [&](int64_t i, int64_t begin, int64_t end) {
+              const ChainSlot& slot = r.in<ChainSlot>(slots)[i];
+              const int64_t index = slot.row(s.step);
+              if (index < 0) return;
+              const SamplerRow& row = r.in<SamplerRow>(rows)[index];
+              const RandomStream stream{.seed = slot.seed,
                                         .purpose = Purpose::kSampleNoise,
-                                        .sample = s.first_image + static_cast<uint64_t>(slot),
+                                        .sample = slot.image,
                                         .step = static_cast<uint32_t>(row.t)};
-              const int64_t at = slot * size + 4 * begin;
+              const int64_t at = i * size + 4 * begin;
               if (!HWY_DYNAMIC_DISPATCH(update_loop)(
                       row, stream, begin, std::min(4 * end, size) - 4 * begin,
                       r.in<float>(out) + at, r.out<float>(x) + at, r.out<float>(previous) + at))
                 finite.store(false, std::memory_order_relaxed);
             });
-            if (!finite.load()) set_nonfinite(s, kSampleNonFinite);
+            if (d.watch && !finite.load()) set_nonfinite(s, kSampleNonFinite);
           }};
 }
 

@@ -40,24 +40,38 @@ Call CpuBackend::draw_timesteps(int n, int timesteps, In state, Out t) {
           }};
 }
 
-Call CpuBackend::draw_noise(const Shape& shape, Purpose purpose, In state, Out noise) {
+Call CpuBackend::draw_noise(const Shape& shape, In state, Out noise) {
   DDPM_CHECK(shape.positive(), "draw_noise: shape %s", to_string(shape).c_str());
-  DDPM_CHECK(purpose == Purpose::kNoise || purpose == Purpose::kSampleStart,
-             "draw_noise: purpose %d is not drawn as a tensor", static_cast<int>(purpose));
-  const bool training = purpose == Purpose::kNoise;
   const int64_t size = shape.pixels() * shape.c, blocks = (size + 3) / 4;
   return {"draw_noise", {state}, {noise}, 0, [=, n = shape.n, threads = threads_](const Run& r) {
             const StepState& s = *r.in<StepState>(state);
             float* out = r.out<float>(noise);
             parallel_samples(threads, n, blocks, [&](int64_t slot, int64_t begin, int64_t end) {
-              const RandomStream stream{
-                  .seed = s.seed,
-                  .purpose = purpose,
-                  .sample = static_cast<uint64_t>(slot) + (training ? 0 : s.first_image),
-                  .step = training ? static_cast<uint32_t>(s.step) : 0};
+              const RandomStream stream{.seed = s.seed,
+                                        .purpose = Purpose::kNoise,
+                                        .sample = static_cast<uint64_t>(slot),
+                                        .step = static_cast<uint32_t>(s.step)};
               HWY_DYNAMIC_DISPATCH(normals_loop)
               (stream, static_cast<uint32_t>(begin), std::min(4 * end, size) - 4 * begin,
                out + slot * size + 4 * begin);
+            });
+          }};
+}
+
+Call CpuBackend::draw_start(const Shape& shape, In slots, In state, Out x) {
+  DDPM_CHECK(shape.positive(), "draw_start: shape %s", to_string(shape).c_str());
+  const int64_t size = shape.pixels() * shape.c, blocks = (size + 3) / 4;
+  return {"draw_start", {slots, state}, {x}, 0, [=, n = shape.n, threads = threads_](const Run& r) {
+            const auto step = static_cast<int64_t>(r.in<StepState>(state)->step);
+            float* out = r.out<float>(x);
+            parallel_samples(threads, n, blocks, [&](int64_t i, int64_t begin, int64_t end) {
+              const ChainSlot& slot = r.in<ChainSlot>(slots)[i];
+              if (slot.rows == 0 || slot.start != step) return;
+              const RandomStream stream{
+                  .seed = slot.seed, .purpose = Purpose::kSampleStart, .sample = slot.image};
+              HWY_DYNAMIC_DISPATCH(normals_loop)
+              (stream, static_cast<uint32_t>(begin), std::min(4 * end, size) - 4 * begin,
+               out + i * size + 4 * begin);
             });
           }};
 }

@@ -51,7 +51,7 @@ class CudaBackend : public Backend {
   Call gather_images(const GatherDesc&, In images, In labels, In state, Out x0,
                      Out batch_labels) override;
   Call draw_timesteps(int n, int timesteps, In state, Out t) override;
-  Call draw_noise(const Shape&, Purpose, In state, Out noise) override;
+  Call draw_noise(const Shape&, In state, Out noise) override;
   Call q_sample(const NoiseDesc&, In x0, In t, In noise, In table, Out x_t) override;
   std::optional<Call> noisy_batch(const NoisyBatchDesc&, In images, In labels, In state, In table,
                                   Out x_t, Out t, Out batch_labels) override;
@@ -66,8 +66,10 @@ class CudaBackend : public Backend {
                 Out state) override;
   Call advance_state(Out state) override;
 
-  Call sampler_timestep(int n, In rows, In state, Out t) override;
-  Call sampler_update(const Shape&, In rows, In out, Out x, Out previous, Out state) override;
+  Call draw_start(const Shape&, In slots, In state, Out x) override;
+  Call sampler_timestep(int n, In rows, In slots, In state, Out t) override;
+  Call sampler_update(const SamplerDesc&, In rows, In slots, In out, Out x, Out previous,
+                      Out state) override;
   Call image_to_uint8(int64_t count, In x, Out y) override;
 
  private:

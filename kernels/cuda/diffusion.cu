@@ -151,11 +151,19 @@ __global__ void noisy_batch_kernel(NoisyBatchDesc d, int size, int parts,
 }
 
 __global__ void sampler_timestep_kernel(int n, Global<const SamplerRow> rows,
+                                        Global<const ChainSlot> slots,
                                         Global<const StepState> state, Global<int32_t> t) {
-  const int slot = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= n) return;
   const StepState s = state[0];
-  const SamplerRow row = rows[static_cast<int64_t>(s.step)];
-  if (slot < n) t[slot] = row.t;
+  const ChainSlot slot = slots[i];
+  const int64_t index = slot.row(s.step);
+  int32_t told = 0;
+  if (index >= 0) {
+    const SamplerRow row = rows[index];
+    told = row.t;
+  }
+  t[i] = told;
 }
 
 // x' of one element and its x0; previous and z are zero where the row does not use them. Terms in x
@@ -172,38 +180,42 @@ __device__ __forceinline__ float sample_row(const SamplerRow& row, float out, fl
   return fmaf(row.x_z, z, sum);
 }
 
-// bad[block]: how many threads of it met a value that is not finite.
+// bad[block], where it is wanted: how many threads of it met a value that is not finite.
 template <typename T>
 __global__ void sampler_update_kernel(int size, int parts, Global<const SamplerRow> rows,
-                                      Global<const T> out, Global<float> x, Global<float> previous,
+                                      Global<const ChainSlot> slots, Global<const T> out,
+                                      Global<float> x, Global<float> previous,
                                       Global<const StepState> state, Global<int32_t> bad) {
   SharedMemory shared;
   const Smem<int> scratch = shared.take<int>(static_cast<int>(blockDim.x) / 32);
   const StepState s = state[0];
-  const SamplerRow row = rows[static_cast<int64_t>(s.step)];
-  const int slot = static_cast<int>(blockIdx.x) / parts;
-  const ImageRun run = image_run(size, slot, static_cast<int>(blockIdx.x) % parts);
+  const int i = static_cast<int>(blockIdx.x) / parts;
+  const ChainSlot slot = slots[i];
+  const int64_t index = slot.row(s.step);
+  const ImageRun run = image_run(size, i, static_cast<int>(blockIdx.x) % parts);
   bool finite = true;
-  if (run.count > 0) {
+  if (run.count > 0 && index >= 0) {
+    const SamplerRow row = rows[index];
     float o[kRun], v[kRun], p[kRun] = {}, z[kRun] = {}, x0[kRun];
     load_run<T>(out, run, o);
     load_run<float>(x, run, v);
     // Before its first use `previous` is undefined: it must not be read then.
     if (row.x_previous != 0) load_run<float>(previous, run, p);
     if (row.x_z != 0)
-      draw_normals({.seed = s.seed,
+      draw_normals({.seed = slot.seed,
                     .purpose = Purpose::kSampleNoise,
-                    .sample = s.first_image + static_cast<uint64_t>(slot),
+                    .sample = slot.image,
                     .step = static_cast<uint32_t>(row.t)},
                    run.begin, z);
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) {
-      v[i] = sample_row(row, o[i], v[i], p[i], z[i], x0[i]);
-      if (i < run.count) finite = finite && std::isfinite(v[i]);
+    for (int j = 0; j < kRun; ++j) {
+      v[j] = sample_row(row, o[j], v[j], p[j], z[j], x0[j]);
+      if (j < run.count) finite = finite && std::isfinite(v[j]);
     }
     store_run<float>(previous, run, x0);
     store_run<float>(x, run, v);
   }
+  if (bad == nullptr) return;
   const int count = block_sum(finite ? 0 : 1, scratch);
   if (threadIdx.x == 0) bad[blockIdx.x] = count;
 }
@@ -314,34 +326,37 @@ std::optional<Call> CudaBackend::noisy_batch(const NoisyBatchDesc& d, In images,
   });
 }
 
-Call CudaBackend::sampler_timestep(int n, In rows, In state, Out t) {
+Call CudaBackend::sampler_timestep(int n, In rows, In slots, In state, Out t) {
   DDPM_CHECK(n > 0, "sampler_timestep: n %d", n);
-  return {"sampler_timestep", {rows, state}, {t}, 0, [=](const Run& r) {
+  return {"sampler_timestep", {rows, slots, state}, {t}, 0, [=](const Run& r) {
             launch<sampler_timestep_kernel>({.grid_x = blocks_for(n, 1, kBlock), .block = kBlock},
                                             r.stream, n, r.in<SamplerRow>(rows),
-                                            r.in<StepState>(state), r.out<int32_t>(t));
+                                            r.in<ChainSlot>(slots), r.in<StepState>(state),
+                                            r.out<int32_t>(t));
           }};
 }
 
-Call CudaBackend::sampler_update(const Shape& shape, In rows, In out, Out x, Out previous,
-                                 Out state) {
-  check_images("sampler_update", shape);
-  const int parts = image_parts(shape, kBlock), blocks = shape.n * parts;
+Call CudaBackend::sampler_update(const SamplerDesc& d, In rows, In slots, In out, Out x,
+                                 Out previous, Out state) {
+  check_images("sampler_update", d.x);
+  const int parts = image_parts(d.x, kBlock), blocks = d.x.n * parts;
   const LaunchShape grid{.grid_x = static_cast<unsigned>(blocks),
                          .block = kBlock,
                          .shared = shared_bytes<int>(kBlock / 32)};
   constexpr unsigned kLast = 256;
   return dispatch(type_, [&]<typename T>(T) -> Call {
     return {"sampler_update",
-            {rows, out},
+            {rows, slots, out},
             {x, previous, state},
-            sizeof(int32_t) * static_cast<size_t>(blocks),
+            d.watch ? sizeof(int32_t) * static_cast<size_t>(blocks) : 0,
             [=](const Run& r) {
-              auto* bad = static_cast<int32_t*>(r.workspace);
+              auto* bad = d.watch ? static_cast<int32_t*>(r.workspace) : nullptr;
               auto* s = r.out<StepState>(state);
-              launch<sampler_update_kernel<T>>(grid, r.stream, image_size(shape), parts,
-                                               r.in<SamplerRow>(rows), r.in<T>(out),
-                                               r.out<float>(x), r.out<float>(previous), s, bad);
+              launch<sampler_update_kernel<T>>(grid, r.stream, image_size(d.x), parts,
+                                               r.in<SamplerRow>(rows), r.in<ChainSlot>(slots),
+                                               r.in<T>(out), r.out<float>(x),
+                                               r.out<float>(previous), s, bad);
+              if (!d.watch) return;
               launch<note_bad_samples_kernel>(
                   {.block = kLast, .shared = shared_bytes<int>(kLast / 32)}, r.stream, blocks, bad,
                   s);

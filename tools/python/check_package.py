@@ -19,7 +19,7 @@ SCALARS = {
     "uint64_t": c.c_uint64, "size_t": c.c_size_t, "float": c.c_float, "double": c.c_double,
     "ddpm_status": c.c_int, "void": None, "char *": c.c_char_p,
 }
-HANDLES = {"ddpm_model", "ddpm_sampler", "ddpm_session"}
+HANDLES = {"ddpm_model", "ddpm_sampler", "ddpm_session", "ddpm_pool", "ddpm_ticket"}
 
 
 def type_of(text, argument=False):
@@ -125,6 +125,25 @@ def check_model(folder):
     first = sampler.sample_run(np.empty(shape, np.float32), seed=1, x_T=start)
     assert (first == sampler.sample_run(np.empty(shape, np.float32), seed=2, x_T=start)).all()
     print("dlpack: ok")
+
+    seeds = sampler.sample_run(np.empty(shape, np.uint8), first=7, seeds=[5, 6, 5])
+    assert (seeds[0] == bytes_[0]).all() and (seeds[2] == bytes_[0]).all()
+    assert (seeds[1] == sampler.sample(6, 7, 1)[0]).all()
+    pool = ddpm.Pool(model, batch_size=2, queue_size=4)
+    tickets = [pool.submit(3, seed=5, first=7, sampler="ddim", steps=4),
+               pool.submit(1, seed=6, first=7, sampler="ddim", steps=4, dtype=np.float32)]
+    fails(header.DDPM_USAGE, "queue_size 4", lambda: pool.submit(5))
+    assert (tickets[0].wait() == bytes_).all()
+    assert (tickets[1].wait() == sampler.sample_float(6, 7, 1)).all() and tickets[1].done
+    late = pool.submit(1, steps=1000, timeout=1e-9)
+    fails(header.DDPM_TIMEOUT, "timeout", late.wait)
+    endless = pool.submit(1, steps=1000)
+    endless.cancel()
+    fails(header.DDPM_STOPPED, "ddpm_ticket_cancel", endless.wait)
+    pool.drain()
+    assert pool.info.images == 4 and pool.info.running == 0, pool.info
+    fails(header.DDPM_STOPPED, "no more requests", lambda: pool.submit(1))
+    print("pool: ok")
 
     fails(header.DDPM_CONFIG, "does not exist", lambda: ddpm.Model(folder + "/nowhere"))
     fails(header.DDPM_USAGE, "euler", lambda: ddpm.Sampler(model, sampler="euler"))

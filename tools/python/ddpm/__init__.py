@@ -4,7 +4,7 @@
     model = ddpm.Model("runs/quickstart")
     images = ddpm.Sampler(model, sampler="ddim", steps=50).sample(seed=0, first=0, n=16)
 
-Threads may share a Model; each needs a Sampler of its own. What is not said here is said in ddpm.h,
+Threads may share a Model and a Pool; each needs a Sampler of its own. What is not said here is said in ddpm.h,
 under the same names.
 """
 
@@ -16,7 +16,8 @@ import numpy as np
 from . import dlpack
 from . import header
 
-__all__ = ["Error", "Info", "Model", "Sampler", "SamplerInfo", "version"]
+__all__ = ["Error", "Info", "Model", "Pool", "PoolInfo", "Sampler", "SamplerInfo", "Ticket",
+           "version"]
 
 _library: Optional[c.CDLL] = None
 
@@ -62,6 +63,17 @@ class Info(NamedTuple):
 
 class SamplerInfo(NamedTuple):
     batch_size: int
+    steps: int
+    image_size: int
+    device_bytes: int
+
+
+class PoolInfo(NamedTuple):
+    batch_size: int
+    queue_size: int
+    running: int
+    waiting: int
+    images: int
     steps: int
     image_size: int
     device_bytes: int
@@ -116,6 +128,90 @@ class Model:
             _lib().ddpm_model_destroy(self.handle)
 
 
+def _each(name: str, values: Any, dtype: Any, n: int) -> Optional[np.ndarray]:
+    if values is None:
+        return None
+    array = np.ascontiguousarray(values, dtype)
+    if array.shape != (n,):
+        raise ValueError(f"{name}: shape {array.shape}, need ({n},)")
+    return array
+
+
+def _address(array: Optional[np.ndarray]) -> Optional[int]:
+    return None if array is None else array.ctypes.data
+
+
+class Pool:
+    """ddpm_pool_create. For any thread: what is asked for runs together in one batch."""
+
+    def __init__(self, model: Model, *, batch_size: int = 0, queue_size: int = 0):
+        self.model = model
+        options = header.ddpm_pool_options(batch_size=batch_size, queue_size=queue_size)
+        handle = c.c_void_p()
+        _check(_lib().ddpm_pool_create(model.handle, c.byref(options), c.byref(handle)))
+        self.handle = handle
+
+    def __del__(self):
+        if getattr(self, "handle", None):
+            _lib().ddpm_pool_destroy(self.handle)
+
+    def submit(self, n: int = 1, *, seed: int = 0, first: int = 0, sampler: Optional[str] = None,
+               spacing: Optional[str] = None, eta: float = 0.0, steps: int = 0,
+               seeds: Optional[Sequence[int]] = None, labels: Optional[Sequence[int]] = None,
+               x_T: Optional[np.ndarray] = None, timeout: float = 0.0,
+               dtype: Any = np.uint8) -> "Ticket":
+        """Returns at once; Error(DDPM_FULL) where the queue has no room now. dtype: uint8 or
+        float32, of the images (n, H, W, C)."""
+        info = self.model.info
+        shape = (n, info.height, info.width, info.channels)
+        if np.dtype(dtype) not in (np.uint8, np.float32) or n < 0:
+            raise ValueError(f"n {n}, dtype {dtype}: need uint8 or float32")
+        images = np.empty(shape, dtype)
+        classes, each = _each("labels", labels, np.int32, n), _each("seeds", seeds, np.uint64, n)
+        start = None if x_T is None else np.ascontiguousarray(x_T, np.float32)
+        if start is not None and start.shape != shape:
+            raise ValueError(f"x_T: shape {start.shape}, need {shape}")
+        request = header.ddpm_pool_request(
+            steps=steps, sampler=_text(sampler), spacing=_text(spacing), eta=eta, seed=seed,
+            first=first, n=n, seeds=_address(each), labels=_address(classes), x_T=_address(start),
+            timeout=timeout)
+        setattr(request, "bytes" if images.dtype == np.uint8 else "floats", images.ctypes.data)
+        handle = c.c_void_p()
+        _check(_lib().ddpm_pool_submit(self.handle, c.byref(request), c.byref(handle)))
+        return Ticket(handle, images)
+
+    def drain(self) -> None:
+        _check(_lib().ddpm_pool_drain(self.handle))
+
+    @property
+    def info(self) -> PoolInfo:
+        info = header.ddpm_pool_info()
+        _check(_lib().ddpm_pool_get_info(self.handle, c.byref(info)))
+        return _values(PoolInfo, info)
+
+
+class Ticket:
+    """What Pool.submit returns. Dropping it cancels the request."""
+
+    def __init__(self, handle: c.c_void_p, images: np.ndarray):
+        self.handle, self._images = handle, images
+
+    def __del__(self):
+        _lib().ddpm_ticket_destroy(self.handle)
+
+    def wait(self) -> np.ndarray:
+        """The images, or Error with the request's status."""
+        _check(_lib().ddpm_ticket_wait(self.handle))
+        return self._images
+
+    @property
+    def done(self) -> bool:
+        return bool(_lib().ddpm_ticket_done(self.handle))
+
+    def cancel(self) -> None:
+        _lib().ddpm_ticket_cancel(self.handle)
+
+
 class Sampler:
     """ddpm_sampler_create. For one thread at a time; cancel() is for any.
 
@@ -168,7 +264,7 @@ class Sampler:
 
     def sample_run(self, out: Any, *, seed: int = 0, first: int = 0,
                    labels: Optional[Sequence[int]] = None, x_T: Any = None,
-                   stream: Optional[int] = None) -> Any:
+                   stream: Optional[int] = None, seeds: Optional[Sequence[int]] = None) -> Any:
         """Fills `out` where it lies and returns it: a tensor of numpy, PyTorch or whatever speaks
         DLPack, uint8 or float32, (n, H, W, C) or (n, C, H, W) in channels_last memory. x_T, where
         the chains start, likewise, float32. CUDA tensors: both on the model's device; stream, a
@@ -180,11 +276,8 @@ class Sampler:
         task = header.ddpm_sample_task(
             on_device=int(to.device == dlpack.CUDA), seed=seed, first=first, n=n, stream=stream)
         setattr(task, "bytes" if to.dtype == "uint8" else "floats", to.address)
-        if labels is not None:
-            classes = np.ascontiguousarray(labels, np.int32)
-            if classes.shape != (n,):
-                raise ValueError(f"labels: shape {classes.shape}, need ({n},)")
-            task.labels = classes.ctypes.data
+        classes, each = _each("labels", labels, np.int32, n), _each("seeds", seeds, np.uint64, n)
+        task.labels, task.seeds = _address(classes), _address(each)
         if x_T is not None:
             start = dlpack.look(x_T, None if stream is None else -1)
             self._require(start, "x_T", n, ("float32",))

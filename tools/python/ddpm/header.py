@@ -16,6 +16,8 @@ DDPM_MEMORY = 5
 DDPM_DEVICE = 6
 DDPM_NONFINITE = 7
 DDPM_PEER = 8
+DDPM_FULL = 9
+DDPM_TIMEOUT = 10
 DDPM_BUG = 70
 DDPM_STOPPED = 75
 
@@ -24,6 +26,7 @@ ddpm_progress_callback = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_size_t, c.c_size_t
                                      c.c_int32)
 ddpm_preview_callback = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_size_t, c.c_size_t, c.c_int32,
                                     c.c_int32, c.c_void_p)
+ddpm_done_callback = c.CFUNCTYPE(None, c.c_void_p, c.c_int, c.c_char_p)
 
 
 class Sized(c.Structure):
@@ -77,6 +80,32 @@ class ddpm_sample_task(Sized):
         ("struct_size", c.c_uint32), ("on_device", c.c_int32), ("seed", c.c_uint64),
         ("first", c.c_uint64), ("n", c.c_size_t), ("labels", c.c_void_p), ("x_T", c.c_void_p),
         ("bytes", c.c_void_p), ("floats", c.c_void_p), ("stream", c.c_void_p),
+        ("seeds", c.c_void_p),
+    ]
+
+
+class ddpm_pool_options(Sized):
+    _fields_ = [
+        ("struct_size", c.c_uint32), ("batch_size", c.c_int32), ("queue_size", c.c_size_t),
+    ]
+
+
+class ddpm_pool_request(Sized):
+    _fields_ = [
+        ("struct_size", c.c_uint32), ("steps", c.c_int32), ("sampler", c.c_char_p),
+        ("spacing", c.c_char_p), ("eta", c.c_double), ("seed", c.c_uint64),
+        ("first", c.c_uint64), ("n", c.c_size_t), ("seeds", c.c_void_p),
+        ("labels", c.c_void_p), ("x_T", c.c_void_p), ("bytes", c.c_void_p),
+        ("floats", c.c_void_p), ("timeout", c.c_double), ("done", ddpm_done_callback),
+        ("user", c.c_void_p),
+    ]
+
+
+class ddpm_pool_info(Sized):
+    _fields_ = [
+        ("struct_size", c.c_uint32), ("batch_size", c.c_int32), ("queue_size", c.c_size_t),
+        ("running", c.c_size_t), ("waiting", c.c_size_t), ("images", c.c_uint64),
+        ("steps", c.c_uint64), ("image_size", c.c_size_t), ("device_bytes", c.c_size_t),
     ]
 
 
@@ -121,6 +150,15 @@ FUNCTIONS = {
     "ddpm_sample_run": (_STATUS, [_HANDLE, c.POINTER(ddpm_sample_task)]),
     "ddpm_sampler_wait": (_STATUS, [_HANDLE]),
     "ddpm_cancel": (None, [_HANDLE]),
+    "ddpm_pool_create": (_STATUS, [_HANDLE, c.POINTER(ddpm_pool_options), _OUT]),
+    "ddpm_pool_destroy": (None, [_HANDLE]),
+    "ddpm_pool_submit": (_STATUS, [_HANDLE, c.POINTER(ddpm_pool_request), _OUT]),
+    "ddpm_ticket_wait": (_STATUS, [_HANDLE]),
+    "ddpm_ticket_done": (c.c_int, [_HANDLE]),
+    "ddpm_ticket_cancel": (None, [_HANDLE]),
+    "ddpm_ticket_destroy": (None, [_HANDLE]),
+    "ddpm_pool_drain": (_STATUS, [_HANDLE]),
+    "ddpm_pool_get_info": (_STATUS, [_HANDLE, c.POINTER(ddpm_pool_info)]),
     "ddpm_session_destroy": (None, [_HANDLE]),
     "ddpm_session_bytes": (_STATUS, [_HANDLE, c.POINTER(c.c_size_t)]),
     "ddpm_wait": (_STATUS, [_HANDLE]),
