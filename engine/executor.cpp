@@ -24,7 +24,7 @@ class Range {
   Backend& backend_;
 };
 
-constexpr const char* kPhaseNames[kPhases] = {"setup", "start of a chain", "step"};
+constexpr const char* kPhaseNames[kPhases] = {"setup", "start of a chain", "step", "update"};
 
 }  // namespace
 
@@ -86,17 +86,31 @@ void Executor::run(Phase phase, size_t step) {
       pointers_.data(), static_cast<char*>(arena_->data()) + workspace, graph_.backend().stream()});
 }
 
+void Executor::end_part(size_t part) {
+  if (graph_.part_ends().empty()) return;
+  for (const Call& call : graph_.part_ends()[part])
+    call.run(Run{pointers_.data(), nullptr, graph_.backend().stream()});
+}
+
+void Executor::run_step() {
+  for (size_t part = 0; part < parts(); ++part) {
+    run(Phase::kStep);
+    end_part(part);
+  }
+  if (!graph_.steps(Phase::kUpdate).empty()) run(Phase::kUpdate);
+}
+
 // Whether the step is recorded, from the second one on.
 bool Executor::record() {
   if (stepped_ && !recording_ && !options_.poison)
-    recording_ = graph_.backend().record([this] { run(Phase::kStep); });
+    recording_ = graph_.backend().record([this] { run_step(); });
   stepped_ = true;
   return recording_ != nullptr;
 }
 
 void Executor::step() {
   if (!record()) {
-    run(Phase::kStep);
+    run_step();
     return;
   }
   const Range range(graph_.backend(), "step");
@@ -106,7 +120,7 @@ void Executor::step() {
 void Executor::steps(int count, const Progress& progress) {
   int done = 0;
   while (done < count && !record()) {
-    run(Phase::kStep);
+    run_step();
     ++done;
     if (progress) progress(done);
   }
@@ -175,18 +189,31 @@ void Executor::step_timed(std::vector<double>& seconds) {
 }
 
 std::string Executor::step_checked(const Watch& each) {
-  const std::vector<Step>& steps = graph_.steps();
-  for (size_t i = 0; i < steps.size(); ++i) {
-    run(Phase::kStep, i);
-    const std::string name = steps[i].scope + ":" + steps[i].call.op;
-    for (const Out& out : steps[i].call.writes) {
-      if (!out) continue;
-      const DType type = graph_.info({out.slot}).dtype;
-      if (type != DType::kF32 && type != DType::kBF16) continue;
-      const Extent extent = extent_of({out.slot});
-      if (each) each(name, extent);
-      if (extent.nonfinite > 0) return name;
+  for (size_t part = 0; part < parts(); ++part) {
+    for (size_t i = 0; i < graph_.steps().size(); ++i) {
+      if (graph_.steps()[i].call.collective) continue;
+      if (const std::string bad = run_checked(Phase::kStep, i, each); !bad.empty()) return bad;
     }
+    end_part(part);
+  }
+  const std::vector<Step>& update = graph_.steps(Phase::kUpdate);
+  for (size_t i = 0; i < update.size() && !update[i].call.collective; ++i)
+    if (const std::string bad = run_checked(Phase::kUpdate, i, each); !bad.empty()) return bad;
+  return {};
+}
+
+// The step's name if an output is not finite.
+std::string Executor::run_checked(Phase phase, size_t step, const Watch& each) {
+  run(phase, step);
+  const Step& s = graph_.steps(phase)[step];
+  const std::string name = s.scope + ":" + s.call.op;
+  for (const Out& out : s.call.writes) {
+    if (!out) continue;
+    const DType type = graph_.info({out.slot}).dtype;
+    if (type != DType::kF32 && type != DType::kBF16) continue;
+    const Extent extent = extent_of({out.slot});
+    if (each) each(name, extent);
+    if (extent.nonfinite > 0) return name;
   }
   return {};
 }

@@ -1,6 +1,7 @@
 // Runs a graph's steps over memory that is bound once. Nothing is allocated after construction.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <memory>
@@ -37,7 +38,8 @@ class Executor {
 
   // Runs the steps of a phase, one by one.
   void run(Phase phase);
-  // Runs those of Phase::kStep; from the second time on by one launch, where the backend has that.
+  // Runs a step, with all its parts if it has some; from the second time on by one launch, where
+  // the backend has that.
   void step();
   // The same `count` times; where the backend can, many steps by one launch. `progress` is told how
   // many are done, now and then; what it throws ends the steps.
@@ -48,8 +50,9 @@ class Executor {
   void setup_for_good();
   // As step(), adding each step's seconds to `seconds` (one entry per step).
   void step_timed(std::vector<double>& seconds);
-  // As step(), stopping at the first step with an output that is not finite, which it names; "" if
-  // there is none. `each` is told what every output holds. Slow: for finding out.
+  // As step(), stopping at the first operation with an output that is not finite, which it names;
+  // "" if there is none. `each` is told what every output holds. Slow: for finding out. Nothing
+  // that waits for other ranks is run: what comes after their sum is left out.
   using Watch = std::function<void(const std::string& name, const Extent& output)>;
   std::string step_checked(const Watch& each = {});
 
@@ -74,6 +77,10 @@ class Executor {
   void bind(const ParamArenas& arenas);
   Plan& plan_of(Phase phase) { return plans_[static_cast<size_t>(phase)]; }
   void run(Phase phase, size_t step);
+  void run_step();
+  void end_part(size_t part);
+  size_t parts() const { return std::max<size_t>(graph_.part_ends().size(), 1); }
+  std::string run_checked(Phase phase, size_t step, const Watch& each);
   bool record();
   void loop(int done, int count, const Progress& progress);
   void poison_after(Phase phase, size_t step);

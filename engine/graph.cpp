@@ -132,6 +132,17 @@ void Graph::add(Call call, Phase phase) {
   steps_[static_cast<size_t>(phase)].push_back({std::move(call), scope_});
 }
 
+void Graph::insert(size_t index, Call call) {
+  std::vector<Step>& steps = steps_[static_cast<size_t>(Phase::kStep)];
+  steps.insert(steps.begin() + static_cast<std::ptrdiff_t>(index), {std::move(call), scope_});
+}
+
+void Graph::add_part_end(size_t part, Call call) {
+  DDPM_CHECK(call.workspace == 0, "%s at the end of a part has a workspace", call.op);
+  if (part_ends_.size() <= part) part_ends_.resize(part + 1);
+  part_ends_[part].push_back(std::move(call));
+}
+
 Graph::Scope::Scope(Graph& graph, const std::string& name)
     : graph_(graph), length_(graph.scope_.size()) {
   if (!graph.scope_.empty()) graph.scope_ += '.';
@@ -198,7 +209,7 @@ void Graph::pass_grad(Tensor y, Tensor x) {
     return;
   }
   const GradOut dx = grad_out(x);
-  add(backend().copy(shape(x).count(), dy, dx.tensor, dx.write));
+  add(backend().copy(shape(x).count(), info(dy).dtype, dy, dx.tensor, dx.write));
 }
 
 Tensor Graph::statistics(Tensor x) {

@@ -66,12 +66,14 @@ enum class Mode { kTraining, kInference };
 
 // When steps run. A planned tensor lives within one phase.
 enum class Phase {
-  kSetup,  // after a change of the weights: packing of filters, what follows from weights alone
-  kStart,  // before the first step of a chain
-  kStep,   // every step
+  kSetup,   // after a change of the weights: packing of filters, what follows from weights alone
+  kStart,   // before the first step of a chain
+  kStep,    // every step, or every part of one
+  kUpdate,  // the end of a step that has parts
 };
-inline constexpr int kPhases = 3;
-inline constexpr std::array<Phase, kPhases> kAllPhases{Phase::kSetup, Phase::kStart, Phase::kStep};
+inline constexpr int kPhases = 4;
+inline constexpr std::array<Phase, kPhases> kAllPhases{Phase::kSetup, Phase::kStart, Phase::kStep,
+                                                       Phase::kUpdate};
 
 class Graph {
  public:
@@ -118,6 +120,13 @@ class Graph {
     call.macs = macs;
     add(std::move(call));
   }
+  // Lists a call of Phase::kStep before the one that is at `index` now.
+  void insert(size_t index, Call call);
+  // A step may have parts, numbered from 0: then kStep runs for each, followed by the calls that
+  // are listed here for it, and after all of them kUpdate. These calls have no workspace, and
+  // their tensors are not planned.
+  void add_part_end(size_t part, Call call);
+  const std::vector<std::vector<Call>>& part_ends() const { return part_ends_; }
   // Bytes of the tensors that a step reads and writes, each counted once and whole: one that is
   // added to or updated in place counts as one pass over it, and one of which a step uses some
   // columns as all of it. Of a held tensor none, since a step reads a small part of it.
@@ -190,6 +199,7 @@ class Graph {
   Params params_;
   std::vector<TensorSpec> tensors_;
   std::array<std::vector<Step>, kPhases> steps_;
+  std::vector<std::vector<Call>> part_ends_;
   std::string scope_;
   Phase phase_ = Phase::kStep;
   struct TapeEntry {

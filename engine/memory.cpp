@@ -21,7 +21,7 @@ size_t planned_bytes(const Graph& g) {
 }
 
 void require_memory(const Graph& g, size_t fixed, int batch,
-                    const std::function<size_t(int)>& planned_at) {
+                    const std::function<size_t(int)>& planned_at, int parts) {
   const size_t available = g.backend().available_bytes();
   const auto fits = [&](size_t planned) {
     return planned <= available && fixed <= available - planned;
@@ -35,7 +35,7 @@ void require_memory(const Graph& g, size_t fixed, int batch,
   }
   const auto gib = [](size_t bytes) { return static_cast<double>(bytes) / (size_t{1} << 30); };
   const std::string advice = good > 0
-                                 ? format("use --batch-size %d", good)
+                                 ? format("use --batch-size %d", good * parts)
                                  : std::string("no batch fits: free memory or use a smaller model");
   fail(Status::kMemory, "out of memory: %.2f GiB are needed, %.2f GiB are free; %s",
        gib(planned + fixed), gib(available), advice.c_str());

@@ -110,11 +110,11 @@ Tensor table_rows(Graph& g, Tensor table, Tensor index);
 // y = x + table[index]: adds a learned row to x (N,1,1,dim), in place.
 Tensor add_embedding(Graph& g, Tensor x, Tensor index, int rows, const std::string& name);
 
-// Mean squared error of prediction and target into the state's loss; starts the backward pass.
-// Returns the loss of each image (N).
-Tensor mse_loss(Graph& g, Tensor prediction, Tensor target);
+// Squared error of prediction and target into the state's loss, its mean over the images of the
+// whole step, of which these are a part; starts the backward pass. Returns each image's loss (N).
+Tensor mse_loss(Graph& g, Tensor prediction, Tensor target, int step_images);
 // The same against this step's noise, which is drawn again where the backend can or `noise` is
 // absent.
-Tensor noise_loss(Graph& g, Tensor prediction, Tensor noise);
+Tensor noise_loss(Graph& g, Tensor prediction, Tensor noise, int step_images);
 
 }  // namespace ddpm::ops

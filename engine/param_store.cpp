@@ -1,5 +1,8 @@
 #include "engine/param_store.h"
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 namespace ddpm {
 
 ParamStore::ParamStore(Backend& backend, const Params& params, const std::vector<Arena>& arenas)
@@ -22,11 +25,32 @@ size_t ParamStore::bytes() const {
   return total;
 }
 
-char* ParamStore::address(Arena arena, int param, int row) const {
+const Memory& ParamStore::memory(Arena arena) const {
   const auto& memory = memory_[static_cast<size_t>(arena)];
   DDPM_CHECK(memory != nullptr, "arena %d is not there", static_cast<int>(arena));
+  return *memory;
+}
+
+std::vector<float> ParamStore::read(Arena arena) const {
+  std::vector<float> values(static_cast<size_t>(params_.arena_size()));
+  backend_.download(values.data(), memory(arena).data(), values.size() * sizeof(float));
+  return values;
+}
+
+void ParamStore::write(Arena arena, const std::vector<float>& values) {
+  DDPM_CHECK(values.size() == static_cast<size_t>(params_.arena_size()), "%zu values for %lld",
+             values.size(), static_cast<long long>(params_.arena_size()));
+  backend_.upload(memory(arena).data(), values.data(), values.size() * sizeof(float));
+}
+
+uint64_t ParamStore::hash(Arena arena) const {
+  const std::vector<float> values = read(arena);
+  return XXH3_64bits(values.data(), values.size() * sizeof(float));
+}
+
+char* ParamStore::address(Arena arena, int param, int row) const {
   const Param& p = params_[param];
-  return static_cast<char*>(memory->data()) + (p.offset + row * p.row_size()) * sizeof(float);
+  return static_cast<char*>(memory(arena).data()) + (p.offset + row * p.row_size()) * sizeof(float);
 }
 
 void ParamStore::initialize(uint64_t seed) {

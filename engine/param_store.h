@@ -21,11 +21,16 @@ class ParamStore {
 
   // Initial weights; the EMA, where there is one, starts as their copy.
   void initialize(uint64_t seed);
+  // A whole arena in its own layout, and its XXH3-64.
+  std::vector<float> read(Arena arena) const;
+  void write(Arena arena, const std::vector<float>& values);
+  uint64_t hash(Arena arena) const;
   // A checkpoint tensor in PyTorch's layout.
   void read(Arena arena, const CheckpointTensor& t, std::vector<float>& values) const;
   void write(Arena arena, const CheckpointTensor& t, const std::vector<float>& values);
 
  private:
+  const Memory& memory(Arena arena) const;
   char* address(Arena arena, int param, int row) const;
 
   Backend& backend_;

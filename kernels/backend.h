@@ -197,8 +197,9 @@ class Backend {
   virtual Call silu_backward(int64_t count, In x, In dy, Out dx, Write) = 0;
   // y = x in another type; one of the two is fp32.
   virtual Call cast(int64_t count, DType from, In x, DType to, Out y) = 0;
-  // From here to upsample_backward all tensors are A. y (+)= x
-  virtual Call copy(int64_t count, In x, Out y, Write) = 0;
+  // y (+)= x, both of the given type, which is A's or fp32.
+  virtual Call copy(int64_t count, DType, In x, Out y, Write) = 0;
+  // From here to upsample_backward all tensors are A.
   // y (N,H,W,C1+c2) = concat(x, x2) along channels, and back.
   virtual Call concat(const Shape& x, int c2, In, In x2, Out y) = 0;
   virtual Call split(const Shape& x, int c2, In dy, Out dx, Write, Out dx2, Write) = 0;
@@ -221,21 +222,28 @@ class Backend {
                              Out batch_labels) = 0;
   // t I32 (N), uniform on [0, timesteps).
   virtual Call draw_timesteps(int n, int timesteps, In state, Out t) = 0;
-  // noise (N,H,W,C) ~ N(0, I).
+  // noise (N,H,W,C) ~ N(0, I), addressed by the state's first_image + slot.
   virtual Call draw_noise(const Shape&, In state, Out noise) = 0;
   // A t outside the table is an Error on the CPU, and makes a NaN of the image elsewhere.
   virtual Call q_sample(const NoiseDesc&, In x0, In t, In noise, In table, Out x_t) = 0;
   // The four above at once, x0 and the noise written nowhere. nullopt = not fused here.
   virtual std::optional<Call> noisy_batch(const NoisyBatchDesc&, In images, In labels, In state,
                                           In table, Out x_t, Out t, Out batch_labels) = 0;
-  // sample_loss (N) = mean over an image of (prediction - target)^2; its mean goes to state's loss,
-  // whose non-finite flag it may set; d_prediction = the gradient of that mean. Both are A.
-  virtual Call mse_loss(const Shape&, In prediction, In target, Out sample_loss, Out d_prediction,
-                        Out state) = 0;
+  // sample_loss (N) = mean over an image of (prediction - target)^2; their sum / step_images goes
+  // to state's loss, whose non-finite flag it may set; d_prediction = the gradient of that.
+  // step_images is N, or that of the whole step, of which these are a part. Prediction and gradient
+  // are A.
+  virtual Call mse_loss(const Shape&, int step_images, In prediction, In target, Out sample_loss,
+                        Out d_prediction, Out state) = 0;
   // The same with the noise of this step (Purpose::kNoise) as target, drawn again rather than read.
   // nullopt = not fused here.
-  virtual std::optional<Call> noise_loss(const Shape&, In prediction, Out sample_loss,
-                                         Out d_prediction, Out state) = 0;
+  virtual std::optional<Call> noise_loss(const Shape&, int step_images, In prediction,
+                                         Out sample_loss, Out d_prediction, Out state) = 0;
+  // The end of a part of a step's batch: losses[part] = the state's loss, and the state's
+  // first_image becomes that of the next part.
+  virtual Call end_part(int part, int next_first_image, Out losses, Out state) = 0;
+  // The state's loss = the sum of losses (parts), in order; may set the non-finite flag.
+  virtual Call sum_losses(int parts, In losses, Out state) = 0;
   // histogram[b] += (sum of losses, number of images) over the images with t buckets / timesteps =
   // b; (buckets, 2). Skipped while a non-finite flag is set. buckets <= 32.
   virtual Call loss_histogram(int n, int timesteps, int buckets, In t, In sample_loss, In state,

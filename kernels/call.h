@@ -44,7 +44,8 @@ struct Call {
   std::vector<Out> writes;  // everything it writes
   size_t workspace = 0;     // bytes
   std::function<void(const Run&)> run;
-  int64_t macs = 0;  // multiply-adds of the products it stands for; 0 where memory decides
+  int64_t macs = 0;         // multiply-adds of the products it stands for; 0 where memory decides
+  bool collective = false;  // waits for the same call of other ranks
 };
 
 }  // namespace ddpm

@@ -13,8 +13,8 @@
 namespace ddpm {
 
 // Inverted dropout: keeps an element with probability 1 - p and divides it by that. The decisions
-// are Philox draws at (step state's seed and step, slot in the batch, layer), 16 bits per element,
-// so backward draws the same ones.
+// are Philox draws at (step state's seed and step, position in the whole batch, layer), 16 bits per
+// element, so backward draws the same ones.
 struct Dropout {
   float p = 0;         // 0 = none; < 1
   uint16_t layer = 0;  // number of this dropout in the network
@@ -126,13 +126,18 @@ struct TimeEmbeddingDesc {
   float freq_shift = 1;
 };
 
-// Training batch from a resident uint8 data set (count,H,W,C): position p = step * batch + i of the
-// endless sequence of epochs, each a keyed permutation; flipped horizontally with probability 1/2
-// if asked; x0 = u8 / 127.5 - 1.
+// Training batch from a resident uint8 data set (count,H,W,C): position p = step * step_images +
+// first_image + i of the endless sequence of epochs, each a keyed permutation; flipped horizontally
+// with probability 1/2 if asked; x0 = u8 / 127.5 - 1.
 struct GatherDesc {
   Shape batch;
   int64_t count = 0;  // images in the data set
   bool flip = false;
+  int step_images = 0;  // of the whole step, of which the batch is a part; 0 = batch.n
+
+  constexpr uint64_t images_per_step() const {
+    return static_cast<uint64_t>(step_images > 0 ? step_images : batch.n);
+  }
 };
 
 // DDPM eq. 4: x_t = sqrt_ab[t] x0 + sqrt_1mab[t] eps. The table (timesteps, 2) holds both factors.

@@ -83,7 +83,8 @@ Objective add_objective(Graph& g, const UNetConfig& config, PredictionType type,
                         const Schedule& schedule, const TrainingBatch& batch) {
   const Tensor x_t = noised(g, schedule, batch, noise_table(g, schedule));
   const Tensor prediction = predict(g, config, schedule, x_t, batch);
-  const Tensor loss = ops::mse_loss(g, prediction, target(g, type, schedule, batch));
+  const Tensor loss =
+      ops::mse_loss(g, prediction, target(g, type, schedule, batch), g.shape(batch.x0).n);
   g.backward();
   return {batch.timestep, loss};
 }
@@ -91,10 +92,12 @@ Objective add_objective(Graph& g, const UNetConfig& config, PredictionType type,
 Objective add_objective(Graph& g, const UNetConfig& config, PredictionType type,
                         const Schedule& schedule, const TrainingData& data) {
   const DrawnBatch drawn = draw(g, type, schedule, data);
+  const int images = static_cast<int>(data.gather.images_per_step());
   const Tensor prediction = predict(g, config, schedule, drawn.x_t, drawn.batch);
-  const Tensor loss = type == PredictionType::kEpsilon
-                          ? ops::noise_loss(g, prediction, drawn.batch.noise)
-                          : ops::mse_loss(g, prediction, target(g, type, schedule, drawn.batch));
+  const Tensor loss =
+      type == PredictionType::kEpsilon
+          ? ops::noise_loss(g, prediction, drawn.batch.noise, images)
+          : ops::mse_loss(g, prediction, target(g, type, schedule, drawn.batch), images);
   g.backward();
   return {drawn.batch.timestep, loss};
 }

@@ -26,6 +26,8 @@ nlohmann::ordered_json train_to_json(const TrainConfig& t) {
           {"flip", t.flip},
           {"seed", t.seed},
           {"precision", t.precision},
+          {"reduction_shards", t.reduction_shards},
+          {"accumulate", t.accumulate},
           {"save_every", t.save_every},
           {"sample_every", t.sample_every},
           {"log_every", t.log_every},
@@ -48,6 +50,8 @@ TrainConfig train_from_json(JsonObject json) {
   t.flip = json.get_bool("flip");
   t.seed = static_cast<uint64_t>(json.get_int("seed", 0, std::numeric_limits<int64_t>::max()));
   t.precision = json.get_string("precision", {"auto", "fp32", "tf32", "bf16"});
+  t.reduction_shards = static_cast<int>(json.get_int("reduction_shards", 0, 1 << 20, 0));
+  t.accumulate = static_cast<int>(json.get_int("accumulate", 1, 1 << 20, 1));  // nor these two
   t.save_every = json.get_int("save_every", 0, kMaxSteps);
   t.sample_every = json.get_int("sample_every", 0, kMaxSteps);
   t.log_every = json.get_int("log_every", 1, kMaxSteps);
@@ -127,8 +131,8 @@ void set_path(nlohmann::ordered_json& config, const std::string& assignment) {
 
 void require_same_run(const RunConfig& now, const RunConfig& then, const std::string& file) {
   static const std::set<std::string> free{
-      "train.steps",     "train.save_every", "train.sample_every",      "train.log_every",
-      "train.keep_last", "train.keep_every", "train.stop_on_divergence"};
+      "train.steps",     "train.accumulate", "train.save_every", "train.sample_every",
+      "train.log_every", "train.keep_last",  "train.keep_every", "train.stop_on_divergence"};
   const nlohmann::json a = to_json(now), b = to_json(then);
   const nlohmann::json flat_a = a.flatten(), flat_b = b.flatten();
   std::set<std::string> keys;

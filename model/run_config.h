@@ -24,6 +24,8 @@ struct TrainConfig {
   bool flip = false;
   uint64_t seed = 0;
   std::string precision = "auto";
+  int reduction_shards = 0;  // parts whose gradients are summed in a fixed order; 0 = by ranks
+  int accumulate = 1;        // parts of a rank, one after the other, where there are no shards
   int64_t save_every = 1000, sample_every = 1000, log_every = 50;
   int64_t keep_every = 0;  // multiples of it are kept for good; 0 = none
   bool stop_on_divergence = false;
@@ -46,7 +48,8 @@ RunConfig run_config_from_json(const nlohmann::json&, const std::string& file);
 void set_path(nlohmann::ordered_json& config, const std::string& assignment);
 
 // Error(kConfig) naming the first field that differs, with both values, unless a run may go on
-// with another value of it: steps, intervals, keep_last, keep_every, stop_on_divergence.
+// with another value of it: steps, accumulate, intervals, keep_last, keep_every,
+// stop_on_divergence.
 void require_same_run(const RunConfig& now, const RunConfig& then, const std::string& file);
 
 }  // namespace ddpm

@@ -15,34 +15,48 @@ TrainingGraph build_training_graph(Backend& backend, const UNetConfig& unet,
                                    const SchedulerConfig& scheduler, const TrainerOptions& options,
                                    int64_t image_count) {
   const Schedule schedule(scheduler);
+  const Parts& parts = options.parts;
+  DDPM_CHECK(parts.total > 0 && options.batch_size % parts.total == 0, "a batch of %d in %d parts",
+             options.batch_size, parts.total);
   TrainingGraph t{Graph(backend, Mode::kTraining), {}, {}, {}};
   Graph& g = t.graph;
-  const Shape s{options.batch_size, unet.sample_height, unet.sample_width, unet.in_channels};
+  const Shape s{options.batch_size / parts.total, unet.sample_height, unet.sample_width,
+                unet.in_channels};
   const int count = static_cast<int>(image_count);
   t.images = g.held({count, s.h, s.w, s.c}, DType::kU8, "images");
   if (unet.num_class_embeds) t.labels = g.persistent({1, 1, 1, count}, DType::kI32, "labels");
   t.loss_histogram = g.persistent({kLossBuckets, 1, 1, 2}, DType::kF32, "loss_histogram");
-  const Objective objective = add_objective(
-      g, unet, scheduler.prediction_type, schedule,
-      TrainingData{{.batch = s, .count = image_count, .flip = options.flip}, t.images, t.labels});
-  add_optimizer(g, options.adam);
-  // Behind the optimizer, so that it is skipped when the update is.
+  const Objective objective = add_objective(g, unet, scheduler.prediction_type, schedule,
+                                            TrainingData{{.batch = s,
+                                                          .count = image_count,
+                                                          .flip = options.flip,
+                                                          .step_images = options.batch_size},
+                                                         t.images,
+                                                         t.labels});
+  {
+    const Graph::PhaseScope phase(g, parts.split() ? Phase::kUpdate : Phase::kStep);
+    if (parts.split()) add_parts(g, parts, s.n);
+    add_optimizer(g, options.adam);
+  }
+  // Behind the optimizer, so that it is skipped when the update is; of parts, by their losses
+  // alone.
   g.add(backend.loss_histogram(s.n, schedule.timesteps(), kLossBuckets, objective.timestep,
                                objective.sample_loss, g.state(), t.loss_histogram));
   return t;
 }
 
 Trainer::Trainer(Backend& backend, const UNetConfig& unet, const SchedulerConfig& scheduler,
-                 const TrainerOptions& options, Dataset data) {
+                 const TrainerOptions& options, Dataset data)
+    : parts_(options.parts), part_images_(options.batch_size / options.parts.total) {
   TrainingGraph t = build_training_graph(backend, unet, scheduler, options, data.count);
   if (options.activate_zero_layers) t.graph.params().activate_zero_layers();
   const auto planned_at = [&](int batch) {
     TrainerOptions smaller = options;
-    smaller.batch_size = batch;
+    smaller.batch_size = batch * parts_.total;
     return planned_bytes(build_training_graph(backend, unet, scheduler, smaller, data.count).graph);
   };
   const size_t arena = sizeof(float) * static_cast<size_t>(t.graph.params().arena_size());
-  require_memory(t.graph, kArenas * arena, options.batch_size, planned_at);
+  require_memory(t.graph, kArenas * arena, part_images_, planned_at, parts_.total);
   store_ = std::make_unique<ParamStore>(
       backend, t.graph.params(),
       std::vector<Arena>{Arena::kWeights, Arena::kGradients, Arena::kM, Arena::kV, Arena::kEma});
@@ -57,11 +71,55 @@ Trainer::Trainer(Backend& backend, const UNetConfig& unet, const SchedulerConfig
 std::vector<double> Trainer::take_loss_by_timestep() {
   std::array<std::array<float, 2>, kLossBuckets> sums;
   executor_->download(sums.data(), loss_histogram_);
+  const size_t ranks = parts_.ranks == nullptr ? 1 : static_cast<size_t>(parts_.ranks->size());
+  std::vector<std::array<std::array<float, 2>, kLossBuckets>> all(ranks);
+  if (parts_.ranks != nullptr) {
+    all[static_cast<size_t>(parts_.ranks->rank())] = sums;
+    parts_.ranks->share(all.data(), sizeof sums);
+  } else {
+    all[0] = sums;
+  }
   std::vector<double> means;
-  for (const auto& [sum, count] : sums) means.push_back(double{sum} / double{count});
+  for (size_t b = 0; b < kLossBuckets; ++b) {
+    double sum = 0, count = 0;
+    for (const auto& rank : all) {
+      sum += double{rank[b][0]};
+      count += double{rank[b][1]};
+    }
+    means.push_back(sum / count);
+  }
   sums = {};
   executor_->upload(loss_histogram_, sums.data());
   return means;
+}
+
+void Trainer::set_state(const StepState& s) {
+  StepState own = s;
+  own.first_image = static_cast<uint64_t>(parts_.first()) * static_cast<uint64_t>(part_images_);
+  executor_->set_state(own);
+}
+
+void Trainer::share_parameters() {
+  if (parts_.ranks == nullptr) return;
+  for (Arena a : {Arena::kWeights, Arena::kM, Arena::kV, Arena::kEma}) {
+    std::vector<float> values = store_->read(a);
+    parts_.ranks->broadcast(values.data(), values.size() * sizeof(float));
+    if (parts_.ranks->rank() != 0) store_->write(a, values);
+  }
+  weights_changed();
+}
+
+void Trainer::require_equal_weights() const {
+  if (parts_.ranks == nullptr) return;
+  std::vector<uint64_t> hashes(static_cast<size_t>(parts_.ranks->size()));
+  hashes[static_cast<size_t>(parts_.ranks->rank())] = store_->hash(Arena::kWeights);
+  parts_.ranks->share(hashes.data(), sizeof(uint64_t));
+  for (size_t r = 1; r < hashes.size(); ++r)
+    if (hashes[r] != hashes[0])
+      throw AgreedError(Status::kNonFinite,
+                        format("rank %zu's weights are no longer those of rank 0: its machine "
+                               "computes wrongly; go on from a checkpoint without it",
+                               r));
 }
 
 void Trainer::initialize(uint64_t seed) {

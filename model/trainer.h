@@ -7,6 +7,7 @@
 #include "engine/dataset.h"
 #include "engine/executor.h"
 #include "engine/param_store.h"
+#include "engine/parts.h"
 #include "model/config.h"
 
 namespace ddpm {
@@ -14,7 +15,8 @@ namespace ddpm {
 inline constexpr int kLossBuckets = 10;  // of timesteps, see Trainer::take_loss_by_timestep()
 
 struct TrainerOptions {
-  int batch_size = 1;
+  int batch_size = 1;  // of all parts together; they must divide it
+  Parts parts;
   bool flip = false;
   AdamDesc adam;                      // count is set by the trainer
   bool activate_zero_layers = false;  // Params::activate_zero_layers(), for benchmarks
@@ -36,9 +38,15 @@ class Trainer {
   void step() { executor_->step(); }
 
   StepState state() const { return executor_->state(); }
-  void set_state(const StepState& s) { executor_->set_state(s); }
-  // The mean loss of each bucket of timesteps since it was last asked for; NaN where there was
-  // none.
+  // Its first_image is the trainer's to set.
+  void set_state(const StepState& s);
+
+  // All ranks: weights, moments and average of rank 0.
+  void share_parameters();
+  // All ranks: AgreedError(kNonFinite) naming the first rank whose weights are not rank 0's.
+  void require_equal_weights() const;
+  // All ranks: the mean loss of each bucket of timesteps since it was last asked for, over all
+  // ranks; NaN where there was none.
   std::vector<double> take_loss_by_timestep();
   ParamStore& store() { return *store_; }
   const ParamStore& store() const { return *store_; }
@@ -52,6 +60,8 @@ class Trainer {
   std::unique_ptr<ParamStore> store_;
   std::unique_ptr<Executor> executor_;
   Tensor loss_histogram_;
+  Parts parts_;
+  int part_images_ = 0;
   bool data_on_host_ = false;
 };
 

@@ -92,7 +92,7 @@ inline std::string describe(const ConvDesc& d) {
       d.shortcut_c, d.shortcut_c2, d.statistics);
 }
 
-inline const StepState kConvState{.seed = 0x123456789ABCu, .step = 41};
+inline const StepState kConvState{.seed = 0x123456789ABCu, .step = 41, .first_image = 30};
 
 // Dropout's factors of the concatenated input, element by element as the design writes them down.
 inline std::vector<double> dropout_mask(const ConvDesc& d) {
@@ -104,7 +104,7 @@ inline std::vector<double> dropout_mask(const ConvDesc& d) {
   for (int n = 0; n < d.x.n; ++n) {
     const RandomStream stream{.seed = kConvState.seed,
                               .purpose = Purpose::kDropout,
-                              .sample = static_cast<uint64_t>(n),
+                              .sample = kConvState.first_image + static_cast<uint64_t>(n),
                               .step = static_cast<uint32_t>(kConvState.step),
                               .layer = drop.layer};
     Philox4 words{};

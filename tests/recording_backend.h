@@ -125,7 +125,7 @@ class RecordingBackend : public Backend {
     return call("silu_backward", {x, dy}, {dx});
   }
   Call cast(int64_t, DType, In x, DType, Out y) override { return call("cast", {x}, {y}); }
-  Call copy(int64_t, In x, Out y, Write) override { return call("copy", {x}, {y}); }
+  Call copy(int64_t, DType, In x, Out y, Write) override { return call("copy", {x}, {y}); }
   Call concat(const Shape&, int, In x, In x2, Out y) override {
     return call("concat", {x, x2}, {y});
   }
@@ -166,14 +166,20 @@ class RecordingBackend : public Backend {
     if (!options_.fused_objective) return std::nullopt;
     return call("noisy_batch", {images, labels, state, table}, {x_t, t, batch_labels});
   }
-  Call mse_loss(const Shape&, In prediction, In target, Out sample_loss, Out d_prediction,
+  Call mse_loss(const Shape&, int, In prediction, In target, Out sample_loss, Out d_prediction,
                 Out state) override {
     return call("mse_loss", {prediction, target}, {sample_loss, d_prediction, state});
   }
-  std::optional<Call> noise_loss(const Shape&, In prediction, Out sample_loss, Out d_prediction,
-                                 Out state) override {
+  std::optional<Call> noise_loss(const Shape&, int, In prediction, Out sample_loss,
+                                 Out d_prediction, Out state) override {
     if (!options_.fused_objective) return std::nullopt;
     return call("noise_loss", {prediction}, {sample_loss, d_prediction, state}, 4096);
+  }
+  Call end_part(int, int, Out losses, Out state) override {
+    return call("end_part", {}, {losses, state});
+  }
+  Call sum_losses(int, In losses, Out state) override {
+    return call("sum_losses", {losses}, {state});
   }
   Call loss_histogram(int, int, int, In t, In sample_loss, In state, Out histogram) override {
     return call("loss_histogram", {t, sample_loss, state}, {histogram});

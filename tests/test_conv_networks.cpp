@@ -52,7 +52,7 @@ double input_at(const ConvDesc& d, const ConvData& t, int n, int i, int j, int c
     const Dropout& drop = d.transform.dropout;
     const RandomStream stream{.seed = kConvState.seed,
                               .purpose = Purpose::kDropout,
-                              .sample = static_cast<uint64_t>(n),
+                              .sample = kConvState.first_image + static_cast<uint64_t>(n),
                               .step = static_cast<uint32_t>(kConvState.step),
                               .layer = drop.layer};
     const int64_t e = pixel * d.c() + c;

@@ -114,8 +114,9 @@ void check_gather(Backend& backend) {
     for (int64_t count : {1, 2, 11})
       for (bool flip : {false, true}) {
         CAPTURE(to_string(shape), count, flip);
-        const GatherDesc d{shape, count, flip};
-        const StepState state{.seed = 17, .step = static_cast<uint64_t>(runs * 3)};
+        const GatherDesc d{shape, count, flip, runs % 2 == 0 ? 0 : shape.n + 10};
+        const StepState state{
+            .seed = 17, .step = static_cast<uint64_t>(runs * 3), .first_image = 9};
         const auto images = bytes(count * shape.pixels() * shape.c, 4);
         std::vector<int32_t> labels;
         for (int32_t i = 0; i < count; ++i) labels.push_back(100 - i);

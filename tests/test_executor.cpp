@@ -164,7 +164,7 @@ TEST_CASE("executor: a held tensor is given exactly its bytes", "[executor]") {
   Graph g(backend, Mode::kInference);
   const Tensor images = g.held({3, 2, 2, 1}, DType::kU8, "images");
   const Tensor other = g.persistent({1, 1, 1, 12}, DType::kU8, "other");
-  g.add(backend.copy(12, images, other, Write::kOverwrite));
+  g.add(backend.copy(12, DType::kF32, images, other, Write::kOverwrite));
   Executor executor(std::move(g), {});
   const size_t before = executor.bytes();
   CHECK(executor.address(images) == nullptr);

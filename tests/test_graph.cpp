@@ -8,6 +8,7 @@
 
 #include "engine/executor.h"
 #include "engine/ops.h"
+#include "engine/parts.h"
 #include "model/generator.h"
 #include "model/presets.h"
 #include "model/trainer.h"
@@ -188,7 +189,7 @@ TEST_CASE("graph: a step's bytes are those of its tensors, each once", "[graph]"
   const Tensor images = g.held({100, 3, 5, 7}, DType::kU8, "images");
   const Tensor sum = g.tensor({2, 3, 5, 7});
   g.add({"made up", {x, images, x}, {y, x}, 0, nullptr});
-  g.add(backend.copy(210, x, sum, Write::kAccumulate));
+  g.add(backend.copy(210, DType::kF32, x, sum, Write::kAccumulate));
   CHECK(g.bytes_moved(g.steps()[0]) == 210 * (4 + 2));
   CHECK(g.bytes_moved(g.steps()[1]) == 210 * (4 + 4));
 }
@@ -326,6 +327,133 @@ TEST_CASE("plan: a read before any write is refused", "[plan]") {
   const Tensor x = g.tensor({1, 1, 1, 4}), y = g.tensor({1, 1, 1, 4});
   g.add(backend.silu(4, x, y));
   CHECK_THROWS_WITH(make_plan(g.tensors(), g.steps()), Catch::Contains("before it is written"));
+}
+
+namespace {
+
+// Rank 0 of 2 that only notes what is summed, and after how many calls of the backend.
+class NotedRanks final : public Communicator {
+ public:
+  struct Sum {
+    const float* data;
+    int64_t count;
+    size_t calls;
+  };
+  explicit NotedRanks(const size_t& calls) : calls_(calls) {}
+  int rank() const override { return 0; }
+  int size() const override { return 2; }
+  std::string description() const override { return "noted"; }
+  void broadcast(void*, size_t) override {}
+  void share(void*, size_t) override {}
+  void sum_in_order(float* data, int64_t count) override { sums.push_back({data, count, calls_}); }
+  void start_sum(float* data, int64_t count) override { sums.push_back({data, count, calls_}); }
+  void finish_sums() override { finished_at = calls_; }
+  CommSeconds seconds() const override { return {}; }
+  void announce_failure(const std::string&) override {}
+
+  std::vector<Sum> sums;
+  size_t finished_at = 0;
+
+ private:
+  const size_t& calls_;
+};
+
+// The sums of one step over ranks, and which call of the step writes which gradient last.
+struct SummedStep {
+  size_t calls = 0;
+  NotedRanks ranks{calls};
+  std::vector<std::pair<const void*, size_t>> written;  // by parameter, in the arena's order
+  const float* gradients = nullptr;
+  int64_t count = 0;
+
+  explicit SummedStep(Parts parts) {
+    RecordingBackend backend;
+    const Preset& p = find_preset("cifar10");
+    TrainerOptions o;
+    o.batch_size = 2 * parts.total;
+    o.parts = parts;
+    o.parts.ranks = &ranks;
+    TrainingGraph t = build_training_graph(backend, p.unet, p.scheduler, o, 64);
+    count = t.graph.params().arena_size();
+    ParamStore store(backend, t.graph.params(),
+                     {Arena::kWeights, Arena::kGradients, Arena::kM, Arena::kV, Arena::kEma});
+    gradients = static_cast<const float*>(store.arenas()[Arena::kGradients]);
+    Executor executor(std::move(t.graph), store.arenas());
+    const Graph& g = executor.graph();
+    std::map<const void*, size_t> last;
+    for (size_t i = 0; i < g.steps().size(); ++i)
+      for (Out out : g.steps()[i].call.writes)
+        if (out && g.info({out.slot}).arena == Arena::kGradients && g.info({out.slot}).param >= 0)
+          last[executor.address({out.slot})] = i;
+    written.assign(last.begin(), last.end());
+    for (const Step& s : g.steps()) {  // the backend notes no sum
+      calls += 1;
+      if (s.call.collective) s.call.run(Run{pointers(executor).data(), nullptr, nullptr});
+    }
+    for (const Step& s : g.steps(Phase::kUpdate))
+      if (s.call.collective) s.call.run(Run{pointers(executor).data(), nullptr, nullptr});
+  }
+
+ private:
+  static std::vector<void*> pointers(const Executor& executor) {
+    std::vector<void*> all;
+    for (size_t i = 0; i < executor.graph().tensors().size(); ++i)
+      all.push_back(executor.address({static_cast<int>(i)}));
+    return all;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("graph: a bucket's sum over ranks begins when its last gradient is written", "[graph]") {
+  const SummedStep step(Parts{.total = 2});
+  const auto& sums = step.ranks.sums;
+  CHECK(sums.size() > 20);  // 35.7 M parameters, by 1 M and the rest of a parameter
+  const float* at = step.gradients;
+  for (const auto& sum : sums) {
+    CHECK(sum.data == at);
+    size_t last = 0;
+    for (const auto& [gradient, call] : step.written)
+      if (gradient >= sum.data && gradient < sum.data + sum.count) last = std::max(last, call);
+    // Behind the last writer, and before any other work.
+    CHECK(last + 1 < sum.calls);
+    CHECK(last + 4 > sum.calls);
+    at += sum.count;
+  }
+  CHECK(at == step.gradients + step.count);
+  CHECK(sums.front().calls < sums.back().calls * 3 / 4);
+  CHECK(step.ranks.finished_at == step.calls);
+  // With more parts on a rank, or in order, the sum comes after the last part.
+  const SummedStep parts(Parts{.total = 4, .own = 2}), ordered(Parts{.total = 2, .in_order = true});
+  CHECK(parts.ranks.sums.size() == sums.size());
+  for (const auto& sum : parts.ranks.sums) CHECK(sum.calls == parts.calls);
+  REQUIRE(ordered.ranks.sums.size() == 1);
+  CHECK(ordered.ranks.sums[0].data == ordered.gradients);
+  CHECK(ordered.ranks.sums[0].count == ordered.count);
+}
+
+TEST_CASE("graph: a step in parts is device work with the same arguments every time", "[graph]") {
+  RecordingBackend backend;
+  const Preset& p = find_preset("tiny");
+  TrainerOptions o;
+  o.batch_size = 10;
+  o.parts = {.total = 5, .own = 5};
+  TrainingGraph t = build_training_graph(backend, p.unet, p.scheduler, o, 64);
+  ParamStore store(backend, t.graph.params(),
+                   {Arena::kWeights, Arena::kGradients, Arena::kM, Arena::kV, Arena::kEma});
+  Executor executor(std::move(t.graph), store.arenas());
+  backend.take_events();
+  executor.step();
+  const auto first = backend.take_events();
+  executor.step();
+  CHECK(backend.take_events() == first);
+  const auto count = [&](const std::string& op) {
+    return std::count_if(first.begin(), first.end(), [&](const auto& e) { return e.what == op; });
+  };
+  CHECK(count("end_part") == 5);
+  CHECK(count("adam_ema") == 1);
+  CHECK(count("noise_loss") == 5);
+  CHECK(count("allocate") == 0);
 }
 
 TEST_CASE("graph: gradients close in the order of the arena", "[graph]") {

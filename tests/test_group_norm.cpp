@@ -44,7 +44,8 @@ double rounding(const Backend& backend, double fp32, size_t count) {
 // Everything of one group norm, and its truth.
 struct Problem {
   GroupNormDesc desc;
-  StepState state{.seed = 0x123456789ABCDEF0, .step = (uint64_t{1} << 32) + 77};
+  StepState state{
+      .seed = 0x123456789ABCDEF0, .step = (uint64_t{1} << 32) + 77, .first_image = 4294967295};
   std::vector<float> x, x2, gamma, beta, dy, before, before2, before_gamma, before_beta;
   ref::Vector all, factor;
   std::vector<float> sums;  // where dy is the gradient at z, those that belong to it
@@ -62,7 +63,7 @@ struct Problem {
         before_gamma(random_values(d.c(), 8)),
         before_beta(random_values(d.c(), 9)) {
     all = d.c2 > 0 ? ref::concat(d.x, d.c2, to_double(x), to_double(x2)) : to_double(x);
-    if (d.dropout.p > 0) factor = ref::dropout_factor(d.shape(), d.dropout, state.seed, state.step);
+    if (d.dropout.p > 0) factor = ref::dropout_factor(d.shape(), d.dropout, state);
   }
   ref::GroupNorm truth() const {
     return ref::group_norm(desc, all, to_double(gamma), to_double(beta), factor);
@@ -324,7 +325,7 @@ void check_dropout(Backend& backend) {
                          Shape{1, 8, 8, 100}, Shape{2, 2, 3, 513}, Shape{1, 3, 1, 1100}})
     for (const float p : {0.1f, 0.5f, 0.9f}) {
       GroupNormDesc d{.x = s, .groups = 1, .dropout = {p, 65535}};
-      const StepState state{.seed = 9, .step = 3};
+      const StepState state{.seed = 9, .step = 3, .first_image = 6};
       // scale 0, shift 1: what comes out is the factor itself.
       std::vector<float> scale_shift;
       for (int i = 0; i < s.n * s.c; ++i) scale_shift.insert(scale_shift.end(), {0.0f, 1.0f});
@@ -333,7 +334,7 @@ void check_dropout(Backend& backend) {
       const In st = b.state(state);
       const Out y = b.activation_out(s.count());
       b.run(backend.group_norm_apply(d, x, {}, ss, st, y));
-      const auto expected = ref::dropout_factor(s, d.dropout, state.seed, state.step);
+      const auto expected = ref::dropout_factor(s, d.dropout, state);
       const auto got = b.get_activation(y);
       INFO(to_string(s) << " p " << p);
       int64_t wrong = 0;

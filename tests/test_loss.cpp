@@ -23,12 +23,14 @@ struct LossRun {
 };
 
 LossRun run_loss(Backend& backend, const Shape& shape, const std::vector<float>& prediction,
-                 const std::vector<float>& target, const StepState& state = {.step = 6}) {
+                 const std::vector<float>& target, const StepState& state = {.step = 6},
+                 int step_images = 0) {
   test::Bench b(backend);
   const In p = b.activation(prediction), t = b.in(target);
   const Out sample_loss = b.out(shape.n), d_prediction = b.activation_out(shape.count());
   const Out state_slot = b.inout(std::vector<StepState>{state});
-  b.run(backend.mse_loss(shape, p, t, sample_loss, d_prediction, state_slot));
+  b.run(backend.mse_loss(shape, step_images > 0 ? step_images : shape.n, p, t, sample_loss,
+                         d_prediction, state_slot));
   return {b.get(sample_loss), b.get_activation(d_prediction), b.get<StepState>(state_slot)[0]};
 }
 
@@ -127,7 +129,7 @@ void check_not_finite(Backend* backend) {
   CHECK(after.bad_step == 8);
   after = run_loss(*backend, {1, 1, 1, 4}, good, good, earlier).state;
   CHECK(after.nonfinite == kSampleNonFinite);
-  CHECK_THROWS_AS(backend->mse_loss({0, 1, 1, 4}, {0}, {1}, {2}, {3}, {4}), Error);
+  CHECK_THROWS_AS(backend->mse_loss({0, 1, 1, 4}, 1, {0}, {1}, {2}, {3}, {4}), Error);
 }
 
 }  // namespace
@@ -182,17 +184,61 @@ TEST_CASE("simt.noise_loss: the bits of the noise and the loss it stands for", "
       const Out sample_loss = b.out(shape.n), d_prediction = b.activation_out(shape.count());
       const Out state_slot = b.inout(std::vector<StepState>{state});
       const auto call =
-          backend.noise_loss(shape, prediction, sample_loss, d_prediction, state_slot);
+          backend.noise_loss(shape, shape.n, prediction, sample_loss, d_prediction, state_slot);
       REQUIRE(call);
       b.run(*call);
       CHECK(b.get(sample_loss) == expected.sample_loss);
       CHECK(b.get_activation(d_prediction) == expected.d_prediction);
       CHECK(b.get<StepState>(state_slot)[0].loss == expected.state.loss);
     }
-    CHECK_THROWS_AS(backend.noise_loss({2, 0, 3, 3}, {0}, {1}, {2}, {3}), Error);
+    CHECK_THROWS_AS(backend.noise_loss({2, 0, 3, 3}, 2, {0}, {1}, {2}, {3}), Error);
   });
-  CHECK_FALSE(make_cpu_backend({})->noise_loss({2, 2, 2, 3}, {0}, {1}, {2}, {3}));
+  CHECK_FALSE(make_cpu_backend({})->noise_loss({2, 2, 2, 3}, 2, {0}, {1}, {2}, {3}));
 }
+
+namespace {
+
+// A batch in parts: each part's gradient is its share of the whole's, and the losses add up to it.
+void check_parts(Backend& backend) {
+  const Shape whole{6, 5, 7, 3}, part{2, 5, 7, 3};
+  const auto p = test::rounded(backend, random_values(whole.count(), 1));
+  const auto t = random_values(whole.count(), 2);
+  const LossRun all = run_loss(backend, whole, p, t);
+  std::vector<float> d_prediction, sample_loss;
+  test::Bench b(backend);
+  const Out losses = b.out(3), state = b.inout(std::vector<StepState>{{.step = 6}});
+  for (int i = 0; i < 3; ++i) {
+    const auto begin = i * part.count(), end = begin + part.count();
+    const LossRun run = run_loss(backend, part, {p.begin() + begin, p.begin() + end},
+                                 {t.begin() + begin, t.begin() + end}, {.step = 6}, whole.n);
+    d_prediction.insert(d_prediction.end(), run.d_prediction.begin(), run.d_prediction.end());
+    sample_loss.insert(sample_loss.end(), run.sample_loss.begin(), run.sample_loss.end());
+    const Out own = b.inout(std::vector<StepState>{run.state});
+    b.run(backend.end_part(i, 2 * i + 2, losses, own));
+    CHECK(b.get<StepState>(own)[0].first_image == static_cast<uint64_t>(2 * i + 2));
+    CHECK(b.get(losses)[static_cast<size_t>(i)] == run.state.loss);
+  }
+  CHECK(d_prediction == all.d_prediction);
+  CHECK(sample_loss == all.sample_loss);
+  b.run(backend.sum_losses(3, {losses.slot}, state));
+  CHECK(std::abs(b.get<StepState>(state)[0].loss / all.state.loss - 1) < 2.4e-7f);
+  CHECK(b.get<StepState>(state)[0].nonfinite == 0);
+
+  const In bad = b.in(std::vector<float>{1, std::numeric_limits<float>::infinity(), 2});
+  b.run(backend.sum_losses(3, bad, state));
+  CHECK(b.get<StepState>(state)[0].nonfinite == kLossNonFinite);
+  CHECK(b.get<StepState>(state)[0].bad_step == 6);
+  CHECK_THROWS_AS(backend.mse_loss({4, 1, 1, 4}, 3, {0}, {1}, {2}, {3}, {4}), Error);
+  CHECK_THROWS_AS(backend.end_part(-1, 0, {0}, {1}), Error);
+  CHECK_THROWS_AS(backend.sum_losses(0, {0}, {1}), Error);
+}
+
+}  // namespace
+
+TEST_CASE("mse_loss: a batch in parts is the whole batch", "[loss]") {
+  check_parts(*make_cpu_backend({}));
+}
+TEST_CASE("simt.mse_loss: a batch in parts is the whole batch", "[loss]") { for_simt(check_parts); }
 
 namespace {
 

@@ -119,7 +119,7 @@ void check_copy(Backend& backend) {
       const In xs = bench.activation(x);
       const bool add = write == Write::kAccumulate;
       const Out y = add ? bench.activation_inout(before) : bench.activation_out(count);
-      bench.run(backend.copy(count, xs, y, write));
+      bench.run(backend.copy(count, backend.compute_type(), xs, y, write));
       std::vector<float> expected = x;
       for (size_t i = 0; i < x.size() && add; ++i) expected[i] += before[i];
       INFO("count " << count);
@@ -134,6 +134,18 @@ TEST_CASE("copy: bits in overwrite mode, one rounding in accumulate mode", "[cop
 }
 TEST_CASE("simt.copy: bits in overwrite mode, one rounding in accumulate mode", "[copy]") {
   for (DType type : {DType::kF32, DType::kBF16}) check_copy(*test::make_kernel_backend(type));
+}
+
+TEST_CASE("simt.copy: fp32 beside a compute type of bf16", "[copy]") {
+  const auto backend = test::make_kernel_backend(DType::kBF16);
+  const auto x = random_values(1003, 1), before = random_values(1003, 2);
+  test::Bench bench(*backend);
+  const Out y = bench.inout(before);
+  bench.run(backend->copy(1003, DType::kF32, bench.in(x), y, Write::kAccumulate));
+  std::vector<float> expected = x;
+  for (size_t i = 0; i < x.size(); ++i) expected[i] += before[i];
+  CHECK(bench.get(y) == expected);
+  CHECK_THROWS_AS(backend->copy(3, DType::kI32, {0}, {1}, Write::kOverwrite), Error);
 }
 
 TEST_CASE("simt.cast: to bf16 and back, ties to even, NaN and infinity kept", "[cast]") {
@@ -172,7 +184,7 @@ TEST_CASE("silu, copy: nothing to do is refused", "[silu][copy]") {
   const auto backend = make_cpu_backend({});
   CHECK_THROWS_AS(backend->silu(0, {0}, {1}), Error);
   CHECK_THROWS_AS(backend->silu_backward(-1, {0}, {1}, {2}, Write::kOverwrite), Error);
-  CHECK_THROWS_AS(backend->copy(0, {0}, {1}, Write::kOverwrite), Error);
+  CHECK_THROWS_AS(backend->copy(0, DType::kF32, {0}, {1}, Write::kOverwrite), Error);
 }
 
 namespace {

@@ -49,9 +49,10 @@ std::unique_ptr<Backend> make_truth() {
   return make_cpu_backend({.precision = Precision::kFp32});
 }
 
-std::unique_ptr<Trainer> make(Backend& backend, bool eager, const UNetConfig& unet) {
+std::unique_ptr<Trainer> make(Backend& backend, bool eager, const UNetConfig& unet, int parts = 1) {
   TrainerOptions o;
   o.batch_size = 2;
+  o.parts = {.total = parts, .own = parts};
   o.flip = true;
   o.adam.learning_rate = 1e-3f;
   o.adam.warmup_steps = 5;
@@ -162,6 +163,23 @@ TEST_CASE("simt.network: recorded steps are the eager ones' bits, and so are two
     CHECK((recorded.weights == eager.weights));
     CHECK((recorded.ema == eager.ema));
     CHECK((recorded.losses == eager.losses));
+  }
+}
+
+// The first moment of the first step is a tenth of the clipped gradient.
+TEST_CASE("simt.network: a batch in parts is the batch, to rounding", "[simt]") {
+  for (DType type : {DType::kF32, DType::kBF16}) {
+    const auto backend = test::make_kernel_backend(type);
+    const auto whole = make(*backend, true, small_unet());
+    const auto parts = make(*backend, false, small_unet(), 2);
+    for (Trainer* trainer : {whole.get(), parts.get()}) trainer->step();
+    const double error =
+        test::relative_error(parts->store().read(Arena::kM), whole->store().read(Arena::kM));
+    CHECK(error < (type == DType::kBF16 ? 0x1p-7 : 2e-6));
+    CHECK(parts->state().loss == Approx(whole->state().loss).epsilon(1e-6));
+    parts->step();  // as a recording
+    CHECK(parts->state().step == 2);
+    CHECK(parts->state().nonfinite == 0);
   }
 }
 

@@ -76,7 +76,7 @@ TEST_CASE("unet: forward as diffusers", "[unet]") {
         in.class_labels = g.persistent({1, 1, 1, n}, DType::kI32, "class_labels");
       const Tensor y = build_unet(g, golden.unet, 1000, in);
       const Tensor kept = g.persistent(g.shape(y), DType::kF32, "y");
-      g.add(backend->copy(g.shape(y).count(), y, kept, Write::kOverwrite));
+      g.add(backend->copy(g.shape(y).count(), DType::kF32, y, kept, Write::kOverwrite));
       ParamStore store(*backend, g.params(), {Arena::kWeights});
       test::set_hash_weights(store, {Arena::kWeights});
       Executor executor(std::move(g), store.arenas(), {.poison = true});

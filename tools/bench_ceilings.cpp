@@ -66,7 +66,7 @@ Ceilings measure_ceilings(Backend& backend) {
   {
     const auto from = random_memory(backend, count), to = random_memory(backend, count);
     c.bytes_per_second = 2.0 * static_cast<double>(c.copied) /
-                         time_call(backend, backend.copy(count, {0}, {1}, Write::kOverwrite),
+                         time_call(backend, backend.copy(count, type, {0}, {1}, Write::kOverwrite),
                                    {from->data(), to->data()});
   }
   const auto a = random_memory(backend, size * size), b = random_memory(backend, size * size);

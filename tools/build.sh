@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 packages=(g++ cmake ninja-build git libdnnl-dev ocl-icd-opencl-dev libhwy-dev nlohmann-json3-dev
           libxxhash-dev libcli11-dev libpng-dev libjpeg-dev libzip-dev catch2
-          libboost-context-dev)
+          libboost-context-dev libopenmpi-dev openmpi-bin)
 
 missing=()
 for package in "${packages[@]}"; do

@@ -17,6 +17,7 @@ struct TrainArgs {
   std::string resume = "auto";
   // Assignments "train.steps=100", in the order given: flags and --set alike.
   std::vector<std::string> settings;
+  double comm_timeout = 60;  // seconds
   DeviceOptions device;
 };
 // Returns kStopped where a signal ended it, after saving.

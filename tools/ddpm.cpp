@@ -61,6 +61,14 @@ void add_train(CLI::App& program, TrainArgs& args, Status& status) {
               "checkpoints of multiples of this are kept for good; default none");
   add_setting(app, args, "--sample-every", "train.sample_every", "steps; 0 = never");
   add_setting(app, args, "--log-every", "train.log_every", "steps");
+  add_setting(app, args, "--accumulate", "train.accumulate",
+              "parts that a rank cuts its share of the batch into, for want of memory; default 1");
+  add_setting(app, args, "--reduction-shards", "train.reduction_shards",
+              "a power of two, at least the ranks: a result that does not depend on their number");
+  app->add_option("--comm-timeout", args.comm_timeout,
+                  "seconds without a sign of life after which another rank is lost")
+      ->check(CLI::Range(1.0, 86400.0))
+      ->capture_default_str();
   app->add_flag_function(
       "--stop-on-divergence",
       [&args](int64_t) { args.settings.push_back("train.stop_on_divergence=true"); },

@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "engine/comm.h"
 #include "tools/commands.h"
 #include "tools/image_io.h"
 
@@ -25,6 +26,10 @@ Status run_doctor() {
                                     ? "ok: PNG, JPEG, npz"
                                     : "missing: install libpng-dev, libjpeg-dev and libzip-dev and "
                                       "build again");
+  std::printf("ranks     %s\n",
+              mpi_library().empty()
+                  ? "missing: install libopenmpi-dev and openmpi-bin and build again"
+                  : ("ok: mpirun, " + mpi_library()).c_str());
   std::error_code error;
   const auto space = std::filesystem::space(".", error);
   if (!error)

@@ -2,10 +2,12 @@
 #include <cstdio>
 
 #include "tools/commands.h"
+#include "tools/ranks.h"
 
 namespace ddpm::tools {
 
 void run_pack(const PackOptions& options) {
+  require_one_process();
   require_writable(options.out);
   const PackResult r = pack(options);
   std::fprintf(

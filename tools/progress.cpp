@@ -32,10 +32,11 @@ std::string duration_text(double seconds) {
   return format("%lld s", static_cast<long long>(s));
 }
 
-Progress::Progress(std::string unit, int64_t first, int64_t total)
+Progress::Progress(std::string unit, int64_t first, int64_t total, bool quiet)
     : unit_(std::move(unit)),
       first_(first),
       total_(total),
+      quiet_(quiet),
       terminal_(rewritable_terminal()),
       start_(Clock::now()),
       shown_(start_) {}
@@ -55,6 +56,7 @@ void Progress::update(int64_t done, const std::string& detail) {
 
 void Progress::show(int64_t done, const std::string& detail) {
   shown_ = Clock::now();
+  if (quiet_) return;
   const double elapsed = std::max(seconds(), 1e-9);
   const double rate = static_cast<double>(done - first_) / elapsed;
   std::string text = format("%s %lld/%lld", unit_.c_str(), static_cast<long long>(done),
@@ -77,6 +79,7 @@ void Progress::show(int64_t done, const std::string& detail) {
 }
 
 void Progress::line(const std::string& text) {
+  if (quiet_) return;
   if (width_ > 0) std::fprintf(stderr, "\r%*s\r", static_cast<int>(width_), "");
   width_ = 0;
   std::fprintf(stderr, "%s\n", text.c_str());

@@ -10,8 +10,9 @@ namespace ddpm::tools {
 
 class Progress {
  public:
-  // Counts `unit`s ("step", "image") from `first` to `total`.
-  Progress(std::string unit, int64_t first, int64_t total);
+  // Counts `unit`s ("step", "image") from `first` to `total`. A quiet one, of a rank that is not
+  // the first, shows nothing.
+  Progress(std::string unit, int64_t first, int64_t total, bool quiet = false);
   ~Progress();
 
   // Shows done/total, `detail`, the rate and the time left; not more often than is useful.
@@ -26,7 +27,7 @@ class Progress {
   using Clock = std::chrono::steady_clock;
   std::string unit_;
   int64_t first_, total_;
-  bool terminal_;
+  bool quiet_, terminal_;
   Clock::time_point start_, shown_;
   size_t width_ = 0;  // of the line on the terminal
 };

@@ -4,6 +4,7 @@
 #include "engine/json.h"
 #include "model/pipeline.h"
 #include "tools/commands.h"
+#include "tools/ranks.h"
 #include "tools/run_trainer.h"
 
 #include <nlohmann/json.hpp>
@@ -20,7 +21,9 @@ void run_replay(const ReplayArgs& args) {
   const auto backend = open_backend(args.device);
   const Manifest plan = read_manifest(folder);
   if (!plan.plans.empty()) backend->use_plans(plan.plans);
-  const auto trainer = make_trainer(*backend, config, load_run_data(config));
+  const auto alone = make_solo_communicator();
+  const auto trainer =
+      make_trainer(*backend, config, load_run_data(config), parts_of(config.train, *alone));
   const Manifest m = load_checkpoint(folder, trainer->store(), NonFiniteValues::kAllowed);
   trainer->weights_changed();
   StepState state;

@@ -41,9 +41,11 @@ Dataset load_run_data(const RunConfig& config) {
   return data;
 }
 
-std::unique_ptr<Trainer> make_trainer(Backend& backend, const RunConfig& config, Dataset data) {
+std::unique_ptr<Trainer> make_trainer(Backend& backend, const RunConfig& config, Dataset data,
+                                      const Parts& parts) {
   TrainerOptions options;
   options.batch_size = config.train.batch_size;
+  options.parts = parts;
   options.flip = config.train.flip;
   options.adam = adam_desc(config.train);
   return std::make_unique<Trainer>(backend, config.unet, config.scheduler, options,

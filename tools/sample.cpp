@@ -11,6 +11,7 @@
 #include "tools/image_io.h"
 #include "tools/npz.h"
 #include "tools/progress.h"
+#include "tools/ranks.h"
 
 namespace ddpm::tools {
 namespace {
@@ -68,6 +69,7 @@ SamplerOptions sampler_options(const SampleArgs& args) {
 }  // namespace
 
 void run_sample(const SampleArgs& args) {
+  require_one_process();
   const Pipeline p = open_pipeline(args.model);
   const SamplerOptions options = sampler_options(args);
   sampler_rows(Schedule(p.scheduler), p.scheduler, options);  // refuses before anything is loaded

@@ -1,4 +1,5 @@
 // ddpm train
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -15,6 +16,7 @@
 #include "tools/image_io.h"
 #include "tools/loss_watch.h"
 #include "tools/progress.h"
+#include "tools/ranks.h"
 #include "tools/run_trainer.h"
 #include "tools/stop_signal.h"
 
@@ -62,29 +64,44 @@ std::string find_start(const TrainArgs& args, const RunConfig& config, const std
   return open_pipeline(args.resume).folder;
 }
 
-// Previews: as many images as are worth looking at, in batches no larger than training's.
+// Previews: as many images as are worth looking at, in batches no larger than training's. Each rank
+// draws as many as the others, of which the last may be of no use.
 struct Preview {
-  int count = 64;
+  int count = 64, each = 64;
   std::unique_ptr<Generator> generator;
 };
 
+constexpr uint64_t kCompareEvery = 100;  // steps after which ranks compare their weights
+
+void require_equal_configs(Communicator& ranks, const RunConfig& config) {
+  const std::vector<std::string> all = gather(ranks, to_text(to_json(config)));
+  for (size_t r = 1; r < all.size(); ++r)
+    if (all[r] != all[0])
+      throw AgreedError(Status::kUsage,
+                        format("rank %zu was started with other settings than rank 0", r));
+}
+
 class Run {
  public:
-  Run(const TrainArgs& args, const RunConfig& config, const std::string& out)
-      : config_(config), out_(out), backend_(open_backend(args.device)) {}
+  Run(const RunConfig& config, const std::string& out, Communicator& ranks)
+      : config_(config), out_(out), ranks_(ranks) {}
 
   Status run(const TrainArgs& args, const StopSignal& stop);
 
  private:
+  bool first() const { return ranks_.rank() == 0; }  // the rank that writes and speaks
   void prepare(const TrainArgs& args);
-  void print_header(const std::string& start) const;
+  void open_device(const DeviceOptions& device);
+  void load(const std::string& start);
+  void prepare_previews();
+  void print_header(const std::string& start);
   void keep_metrics_until(uint64_t step) const;
-  void after_step(uint64_t step, Progress& progress, AppendFile& metrics);
+  void after_step(uint64_t step, Progress& progress, AppendFile* metrics);
   void check_finite(const StepState& state);
   std::string save_bundle(uint64_t step) const;
   void watch_loss(uint64_t step, double loss, Progress& progress);
   Manifest manifest(uint64_t step) const;
-  void log(uint64_t step, Progress& progress, AppendFile& metrics);
+  void log(uint64_t step, Progress& progress, AppendFile* metrics);
   void draw_samples(uint64_t step, Progress& progress);
   void save(uint64_t step, Progress& progress);
 
@@ -92,6 +109,7 @@ class Run {
 
   RunConfig config_;
   std::string out_;
+  Communicator& ranks_;
   std::unique_ptr<Backend> backend_;
   std::string data_description_;
   std::unique_ptr<Trainer> trainer_;
@@ -99,29 +117,57 @@ class Run {
   LossWatch watch_;
   uint64_t first_step_ = 0, logged_step_ = 0, saved_step_ = 0;
   double logged_seconds_ = 0, logged_loss_sum_ = 0;
+  CommSeconds logged_sums_;
 };
 
+// Stages in which ranks do not talk, so that an error of one of them is an error of all.
 void Run::prepare(const TrainArgs& args) {
-  const UNetConfig& unet = config_.unet;
-  const Shape image{1, unet.sample_height, unet.sample_width, unet.in_channels};
-  require_writable(out_);
-  const std::string start = find_start(args, config_, out_);
+  std::string start;
+  agree(ranks_, [&] {
+    if (!first()) return;
+    require_writable(out_);
+    start = find_start(args, config_, out_);
+  });
+  start = gather(ranks_, start)[0];
+  DeviceOptions device = args.device;
+  if (device.threads == 0 && (ranks_.size() > 1 || train().reduction_shards > 0))
+    device.threads = threads_of_rank(train(), ranks_);
+  agree(ranks_, [&] {
+    open_device(device);
+    load(start);
+  });
+  trainer_->share_parameters();
+  const std::string step = gather(ranks_, std::to_string(first_step_))[0];
+  first_step_ = std::stoull(step);
+  StepState state;
+  state.seed = train().seed;
+  state.step = first_step_;
+  trainer_->set_state(state);
+  agree(ranks_, [&] { prepare_previews(); });
+  print_header(start);
+}
+
+void Run::open_device(const DeviceOptions& device) {
+  backend_ = open_backend(device);
+  if (ranks_.size() > 1 && backend_->stream() != nullptr)
+    fail(Status::kUsage, "%d ranks on GPUs are not supported; use --device cpu, or one process",
+         ranks_.size());
+}
+
+// The trainer, and what it starts from, which rank 0 alone reads.
+void Run::load(const std::string& start) {
+  const Parts parts = parts_of(train(), ranks_);
   Dataset data = load_run_data(config_);
   data_description_ = data.description;
-
-  const std::string plans = start.empty() ? std::string() : read_manifest(start).plans;
+  const std::string plans = start.empty() || !first() ? std::string() : read_manifest(start).plans;
   if (!plans.empty()) backend_->use_plans(plans);
-
-  trainer_ = make_trainer(*backend_, config_, std::move(data));
+  trainer_ = make_trainer(*backend_, config_, std::move(data), parts);
+  if (!first()) return;
   if (start.empty()) {
     trainer_->initialize(train().seed);
   } else {
     const Manifest m = load_checkpoint(start, trainer_->store());
     trainer_->weights_changed();
-    StepState state;
-    state.seed = train().seed;
-    state.step = m.step;
-    trainer_->set_state(state);
     first_step_ = m.step;
     if (m.numerics != backend_->numerics() || !backend_->plans_kept())
       std::fprintf(stderr, "note: this run began as \"%s\" and goes on as \"%s\": not bit-exact\n",
@@ -131,19 +177,36 @@ void Run::prepare(const TrainArgs& args) {
   require_space(out_,
                 2 * 4 * sizeof(float) * static_cast<size_t>(trainer_->store().params().count()),
                 "two checkpoints");
-  if (train().sample_every > 0) {
-    preview_.count = image.pixels() <= 64 * 64 ? 64 : 16;
-    ParamArenas arenas;
-    arenas[Arena::kWeights] = trainer_->store().arenas()[Arena::kEma];
-    preview_.generator = std::make_unique<Generator>(
-        *backend_, unet, config_.scheduler, SamplerOptions{.kind = SamplerKind::kDdim},
-        std::min(preview_.count, train().batch_size), [&](const Params&) { return arenas; });
-  }
-  print_header(start);
 }
 
-void Run::print_header(const std::string& start) const {
+void Run::prepare_previews() {
+  if (train().sample_every == 0) return;
+  const UNetConfig& unet = config_.unet;
+  const int64_t pixels = int64_t{unet.sample_height} * unet.sample_width;
+  preview_.count = pixels <= 64 * 64 ? 64 : 16;
+  preview_.each = (preview_.count + ranks_.size() - 1) / ranks_.size();
+  ParamArenas arenas;
+  arenas[Arena::kWeights] = trainer_->store().arenas()[Arena::kEma];
+  preview_.generator = std::make_unique<Generator>(
+      *backend_, unet, config_.scheduler, SamplerOptions{.kind = SamplerKind::kDdim},
+      std::min(preview_.each, train().batch_size), [&](const Params&) { return arenas; });
+}
+
+void Run::print_header(const std::string& start) {
   const size_t previews = preview_.generator ? preview_.generator->bytes() : 0;
+  const std::string ranks =
+      ranks_.size() > 1 ? ranks_text(ranks_, backend_->description()) : std::string();
+  const std::vector<std::string> numerics = gather(ranks_, backend_->numerics());
+  if (!first()) return;
+  if (!ranks.empty()) std::fprintf(stderr, "ranks    %s\n", ranks.c_str());
+  for (const std::string& n : numerics)
+    if (n != numerics[0]) {
+      std::fprintf(stderr,
+                   "note: \"%s\" and \"%s\" among the ranks: not bit-exact with another "
+                   "number of them\n",
+                   numerics[0].c_str(), n.c_str());
+      break;
+    }
   std::fprintf(stderr, "device   %s\n", backend_->description().c_str());
   std::fprintf(stderr, "model    %s parameters, images %dx%dx%d\n",
                grouped(trainer_->store().params().count()).c_str(), config_.unet.sample_height,
@@ -152,15 +215,22 @@ void Run::print_header(const std::string& start) const {
       stderr, "data     %s%s\n", data_description_.c_str(),
       trainer_->data_on_host() ? ", read from the host's memory: larger than the device's" : "");
   std::fprintf(stderr,
-               "memory   %s planned: %s parameters and optimizer, %s activations and data, "
+               "memory   %s planned%s: %s parameters and optimizer, %s activations and data, "
                "%s previews\n",
                bytes_text(trainer_->bytes() + previews).c_str(),
+               ranks_.size() > 1 ? " on each rank" : "",
                bytes_text(trainer_->store().bytes()).c_str(),
                bytes_text(trainer_->bytes() - trainer_->store().bytes()).c_str(),
                bytes_text(previews).c_str());
-  std::fprintf(stderr, "steps    %s to %s, batch %d%s\n",
-               grouped(static_cast<int64_t>(first_step_)).c_str(), grouped(train().steps).c_str(),
-               train().batch_size, start.empty() ? "" : (", resumed from " + start).c_str());
+  const Parts parts = parts_of(train(), ranks_);
+  std::fprintf(
+      stderr, "steps    %s to %s, batch %d%s%s\n",
+      grouped(static_cast<int64_t>(first_step_)).c_str(), grouped(train().steps).c_str(),
+      train().batch_size,
+      parts.split()
+          ? format(" in %d parts%s", parts.total, parts.in_order ? ", summed in order" : "").c_str()
+          : "",
+      start.empty() ? "" : (", resumed from " + start).c_str());
   std::fprintf(stderr, "output   %s: a checkpoint every %lld steps, samples every %lld\n",
                out_.c_str(), static_cast<long long>(train().save_every),
                static_cast<long long>(train().sample_every));
@@ -190,16 +260,20 @@ void Run::check_finite(const StepState& state) {
   StepState again = state;
   again.nonfinite = 0;
   again.step = state.bad_step;
-  const std::string bundle = save_bundle(state.bad_step);
+  const std::string bundle = first() ? save_bundle(state.bad_step) : std::string();
   trainer_->set_state(again);
-  std::string where = trainer_->executor().step_checked();
+  std::string where;
+  for (const std::string& found : gather(ranks_, trainer_->executor().step_checked()))
+    if (where.empty()) where = found;
   if (where.empty())
     where = (state.nonfinite & kLossNonFinite) != 0 ? "the loss" : "the norm of the gradients";
-  fail(Status::kNonFinite,
-       "step %llu produced values that are not finite, first in %s; no update was made since, the "
-       "last checkpoint in %s is good; try a lower --learning-rate%s",
-       static_cast<unsigned long long>(state.bad_step + 1), where.c_str(), out_.c_str(),
-       bundle.c_str());
+  throw AgreedError(
+      Status::kNonFinite,
+      format(
+          "step %llu produced values that are not finite, first in %s; no update was made since, "
+          "the last checkpoint in %s is good; try a lower --learning-rate%s",
+          static_cast<unsigned long long>(state.bad_step + 1), where.c_str(), out_.c_str(),
+          bundle.c_str()));
 }
 
 // The state that the step failed on, as a run folder for `ddpm replay`; returns what to say of it.
@@ -229,11 +303,11 @@ void Run::watch_loss(uint64_t step, double loss, Progress& progress) {
       "back to a checkpoint of %s and try a lower --learning-rate, a longer train.warmup_steps or "
       "train.grad_clip",
       static_cast<unsigned long long>(step), loss, LossWatch::kRow, out_.c_str());
-  if (train().stop_on_divergence) fail(Status::kNonFinite, "%s", text.c_str());
+  if (train().stop_on_divergence) throw AgreedError(Status::kNonFinite, text);
   progress.line("warning: " + text);
 }
 
-void Run::log(uint64_t step, Progress& progress, AppendFile& metrics) {
+void Run::log(uint64_t step, Progress& progress, AppendFile* metrics) {
   const StepState state = trainer_->state();
   check_finite(state);
   const double seconds = progress.seconds();
@@ -249,7 +323,13 @@ void Run::log(uint64_t step, Progress& progress, AppendFile& metrics) {
   line["images_per_second"] = rate;
   line["seconds"] = seconds;
   line["peak_bytes"] = peak_bytes();
-  metrics.append_line(line.dump());
+  if (ranks_.size() > 1) {
+    const CommSeconds sums = ranks_.seconds();
+    line["summing_seconds"] = sums.summing - logged_sums_.summing;
+    line["waiting_seconds"] = sums.waiting - logged_sums_.waiting;
+    logged_sums_ = sums;
+  }
+  if (metrics) metrics->append_line(line.dump());
   progress.show(static_cast<int64_t>(step), format("loss %.4f  %s images/s", loss,
                                                    grouped(static_cast<int64_t>(rate)).c_str()));
   logged_step_ = step;
@@ -261,13 +341,19 @@ void Run::log(uint64_t step, Progress& progress, AppendFile& metrics) {
 void Run::draw_samples(uint64_t step, Progress& progress) {
   Generator& g = *preview_.generator;
   g.weights_changed();
-  std::vector<float> images;
-  for (int first = 0; first < preview_.count; first += g.batch_size()) {
-    const int count = std::min(g.batch_size(), preview_.count - first);
-    const std::vector<float> batch = g.sample(train().seed, static_cast<uint64_t>(first), count);
-    images.insert(images.end(), batch.begin(), batch.end());
-  }
   const Shape s = g.shape();
+  const size_t image = static_cast<size_t>(s.pixels()) * static_cast<size_t>(s.c);
+  const int begin = ranks_.rank() * preview_.each;
+  const int end = std::min(begin + preview_.each, preview_.count);
+  std::vector<float> images(static_cast<size_t>(ranks_.size() * preview_.each) * image);
+  for (int at = begin; at < end; at += g.batch_size()) {
+    const int count = std::min(g.batch_size(), end - at);
+    const std::vector<float> batch = g.sample(train().seed, static_cast<uint64_t>(at), count);
+    std::copy(batch.begin(), batch.end(),
+              images.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(at) * image));
+  }
+  ranks_.share(images.data(), static_cast<size_t>(preview_.each) * image * sizeof(float));
+  if (!first()) return;
   make_folders(out_ + "/samples");
   const std::string path =
       format("%s/samples/step-%08llu.png", out_.c_str(), static_cast<unsigned long long>(step));
@@ -288,11 +374,13 @@ Manifest Run::manifest(uint64_t step) const {
 
 void Run::save(uint64_t step, Progress& progress) {
   check_finite(trainer_->state());
+  trainer_->require_equal_weights();
+  saved_step_ = step;
+  if (!first()) return;
   make_folders(out_ + "/checkpoints");
   const std::string folder = checkpoint_folder(out_, step);
   save_checkpoint(folder, config_.unet, config_.scheduler, trainer_->store(), manifest(step));
   progress.line("saved    " + folder);
-  saved_step_ = step;
   if (train().keep_last == 0) return;
   auto checkpoints = list_checkpoints(out_);
   const uint64_t every = static_cast<uint64_t>(train().keep_every);
@@ -303,7 +391,8 @@ void Run::save(uint64_t step, Progress& progress) {
   }
 }
 
-void Run::after_step(uint64_t step, Progress& progress, AppendFile& metrics) {
+void Run::after_step(uint64_t step, Progress& progress, AppendFile* metrics) {
+  if (step % kCompareEvery == 0) trainer_->require_equal_weights();
   const uint64_t last = static_cast<uint64_t>(train().steps);
   const auto due = [&](int64_t every) {
     return every > 0 && (step % static_cast<uint64_t>(every) == 0 || step == last);
@@ -320,20 +409,24 @@ Status Run::run(const TrainArgs& args, const StopSignal& stop) {
   prepare(args);
   const uint64_t last = static_cast<uint64_t>(train().steps);
   if (first_step_ >= last) {
+    if (!first()) return Status::kOk;
     std::fprintf(stderr, "finished already: the run is at step %llu; --steps N goes on to N\n",
                  static_cast<unsigned long long>(first_step_));
     return Status::kOk;
   }
-  make_folders(out_);
-  write_file(out_ + "/config.json", to_text(to_json(config_)));
-  keep_metrics_until(first_step_);
-  AppendFile metrics(out_ + "/metrics.jsonl");
+  std::unique_ptr<AppendFile> metrics;
+  if (first()) {
+    make_folders(out_);
+    write_file(out_ + "/config.json", to_text(to_json(config_)));
+    keep_metrics_until(first_step_);
+    metrics = std::make_unique<AppendFile>(out_ + "/metrics.jsonl");
+  }
   logged_step_ = first_step_;
-  Progress progress("step", static_cast<int64_t>(first_step_), train().steps);
+  Progress progress("step", static_cast<int64_t>(first_step_), train().steps, !first());
   for (uint64_t step = first_step_ + 1; step <= last; ++step) {
     trainer_->step();
-    after_step(step, progress, metrics);
-    if (stop.raised() && step < last) {
+    after_step(step, progress, metrics.get());
+    if (any(ranks_, stop.raised()) && step < last) {
       if (saved_step_ != step) save(step, progress);
       progress.line("stopped by a signal; the same command goes on from here");
       return Status::kStopped;
@@ -345,14 +438,29 @@ Status Run::run(const TrainArgs& args, const StopSignal& stop) {
 }  // namespace
 
 Status run_train(const TrainArgs& args) {
-  const RunConfig config = resolve_config(args);
-  const std::string name = !args.preset.empty() ? args.preset
-                           : args.config.empty()
-                               ? "tiny"
-                               : std::filesystem::path(args.config).stem().string();
-  const std::string out = args.out.empty() ? "runs/" + name : args.out;
-  const StopSignal stop;  // before the backend's threads
-  return Run(args, config, out).run(args, stop);
+  const StopSignal stop;  // before the threads of ranks and backend
+  const std::unique_ptr<Communicator> ranks = join_ranks(args.comm_timeout);
+  try {
+    RunConfig config;
+    agree(*ranks, [&] { config = resolve_config(args); });
+    require_equal_configs(*ranks, config);
+    const std::string name = !args.preset.empty() ? args.preset
+                             : args.config.empty()
+                                 ? "tiny"
+                                 : std::filesystem::path(args.config).stem().string();
+    const std::string out = args.out.empty() ? "runs/" + name : args.out;
+    return Run(config, out, *ranks).run(args, stop);
+  } catch (const Error& e) {
+    if (ranks->size() == 1) throw;
+    // Said before others know: as soon as one has left, mpirun ends the rest.
+    const bool agreed = dynamic_cast<const AgreedError*>(&e) != nullptr;
+    if (!agreed || ranks->rank() == 0) std::fprintf(stderr, "\nddpm: %s\n", e.what());
+    if (!agreed) ranks->announce_failure(e.what());
+    return e.status();
+  } catch (const std::exception& e) {
+    ranks->announce_failure(e.what());
+    throw;
+  }
 }
 
 }  // namespace ddpm::tools

@@ -68,7 +68,7 @@ class CpuBackend final : public Backend {
   Call silu(int64_t count, In x, Out y) override;
   Call silu_backward(int64_t count, In x, In dy, Out dx, Write) override;
   Call cast(int64_t count, DType from, In x, DType to, Out y) override;
-  Call copy(int64_t count, In x, Out y, Write) override;
+  Call copy(int64_t count, DType, In x, Out y, Write) override;
   Call concat(const Shape& x, int c2, In, In x2, Out y) override;
   Call split(const Shape& x, int c2, In dy, Out dx, Write, Out dx2, Write) override;
   Call upsample(const Shape& x, In, Out y) override;
@@ -86,9 +86,13 @@ class CpuBackend final : public Backend {
   std::optional<Call> noisy_batch(const NoisyBatchDesc&, In, In, In, In, Out, Out, Out) override {
     return std::nullopt;
   }
-  Call mse_loss(const Shape&, In prediction, In target, Out sample_loss, Out d_prediction,
-                Out state) override;
-  std::optional<Call> noise_loss(const Shape&, In, Out, Out, Out) override { return std::nullopt; }
+  Call mse_loss(const Shape&, int step_images, In prediction, In target, Out sample_loss,
+                Out d_prediction, Out state) override;
+  std::optional<Call> noise_loss(const Shape&, int, In, Out, Out, Out) override {
+    return std::nullopt;
+  }
+  Call end_part(int part, int next_first_image, Out losses, Out state) override;
+  Call sum_losses(int parts, In losses, Out state) override;
   Call loss_histogram(int n, int timesteps, int buckets, In t, In sample_loss, In state,
                       Out histogram) override;
   Call grad_norm(int64_t count, In gradients, Out state) override;

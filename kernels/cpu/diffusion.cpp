@@ -134,13 +134,13 @@ Call CpuBackend::gather_images(const GatherDesc& d, In images, In labels, In sta
     const auto count = static_cast<uint64_t>(d.count);
     parallel_for(threads_for(threads, d.batch.count()), d.batch.n, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const auto slot = static_cast<uint64_t>(i);
-        const uint64_t position = s.step * static_cast<uint64_t>(d.batch.n) + slot;
+        const uint64_t sample = s.first_image + static_cast<uint64_t>(i);
+        const uint64_t position = s.step * d.images_per_step() + sample;
         const auto index = static_cast<int64_t>(
             permute(position % count, count, s.seed, static_cast<uint32_t>(position / count)));
         const RandomStream stream{.seed = s.seed,
                                   .purpose = Purpose::kFlip,
-                                  .sample = slot,
+                                  .sample = sample,
                                   .step = static_cast<uint32_t>(s.step)};
         decode_image(r.in<uint8_t>(images) + index * size, values, d.batch,
                      d.flip && (stream.block(0)[0] & 1) != 0, r.out<float>(x0) + i * size);

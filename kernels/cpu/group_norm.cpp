@@ -106,13 +106,14 @@ class Draws {
         threshold_(static_cast<int32_t>(loop.desc.dropout.threshold())),
         factor_(hn::Set(FloatTag(), 1.0f / (1.0f - loop.desc.dropout.p))) {
     if (data.state == nullptr) return;
+    first_image_ = data.state->first_image;
     stream_ = {.seed = data.state->seed,
                .purpose = Purpose::kDropout,
                .step = static_cast<uint32_t>(data.state->step),
                .layer = loop.desc.dropout.layer};
   }
   HWY_ATTR void draw(const Segment& s, int64_t n, int64_t pixel, int64_t pixels) {
-    stream_.sample = static_cast<uint64_t>(n);
+    stream_.sample = first_image_ + static_cast<uint64_t>(n);
     const int64_t first = pixel * channels_ + s.begin;
     skip_ = first % 8;
     draw16(stream_, static_cast<uint32_t>(first / 8), (skip_ + pixels * s.length + 7) / 8, draws_);
@@ -123,6 +124,7 @@ class Draws {
 
  private:
   int64_t channels_, skip_ = 0;
+  uint64_t first_image_ = 0;
   int32_t threshold_;
   Float factor_;
   RandomStream stream_;

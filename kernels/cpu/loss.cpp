@@ -36,12 +36,13 @@ HWY_EXPORT(mse_chunk);
 
 // Sums go by chunks of fixed size within an image, so the loss is independent of the thread count
 // and an image's loss of its slot.
-Call CpuBackend::mse_loss(const Shape& shape, In prediction, In target, Out sample_loss,
-                          Out d_prediction, Out state) {
-  DDPM_CHECK(shape.positive(), "mse_loss: shape %s", to_string(shape).c_str());
+Call CpuBackend::mse_loss(const Shape& shape, int step_images, In prediction, In target,
+                          Out sample_loss, Out d_prediction, Out state) {
+  DDPM_CHECK(shape.positive() && step_images >= shape.n, "mse_loss: shape %s of %d images",
+             to_string(shape).c_str(), step_images);
   constexpr int64_t kChunk = 4096;
   const int64_t size = shape.pixels() * shape.c, chunks = (size + kChunk - 1) / kChunk;
-  const float scale = static_cast<float>(2.0 / static_cast<double>(shape.count()));
+  const float scale = static_cast<float>(2.0 / (static_cast<double>(size) * step_images));
   return {"mse_loss",
           {prediction, target},
           {sample_loss, d_prediction, state},
@@ -65,7 +66,28 @@ Call CpuBackend::mse_loss(const Shape& shape, In prediction, In target, Out samp
               r.out<float>(sample_loss)[i] = static_cast<float>(sum / static_cast<double>(size));
             }
             StepState& s = *r.out<StepState>(state);
-            s.loss = static_cast<float>(total / n);
+            s.loss = static_cast<float>(total / step_images);
+            if (!std::isfinite(s.loss)) set_nonfinite(s, kLossNonFinite);
+          }};
+}
+
+Call CpuBackend::end_part(int part, int next_first_image, Out losses, Out state) {
+  DDPM_CHECK(part >= 0 && next_first_image >= 0, "end_part: part %d, next from %d", part,
+             next_first_image);
+  return {"end_part", {}, {losses, state}, 0, [=](const Run& r) {
+            StepState& s = *r.out<StepState>(state);
+            r.out<float>(losses)[part] = s.loss;
+            s.first_image = static_cast<uint64_t>(next_first_image);
+          }};
+}
+
+Call CpuBackend::sum_losses(int parts, In losses, Out state) {
+  DDPM_CHECK(parts > 0, "sum_losses: %d parts", parts);
+  return {"sum_losses", {losses}, {state}, 0, [=](const Run& r) {
+            double sum = 0;
+            for (int i = 0; i < parts; ++i) sum += r.in<float>(losses)[i];
+            StepState& s = *r.out<StepState>(state);
+            s.loss = static_cast<float>(sum);
             if (!std::isfinite(s.loss)) set_nonfinite(s, kLossNonFinite);
           }};
 }

@@ -69,11 +69,12 @@ Call CpuBackend::silu_backward(int64_t count, In x, In dy, Out dx, Write write) 
 Call CpuBackend::cast(int64_t count, DType from, In x, DType to, Out y) {
   DDPM_CHECK(from == DType::kF32 && to == DType::kF32, "cast: %s to %s, the CPU has fp32 only",
              name_of(from), name_of(to));
-  return copy(count, x, y, Write::kOverwrite);
+  return copy(count, DType::kF32, x, y, Write::kOverwrite);
 }
 
-Call CpuBackend::copy(int64_t count, In x, Out y, Write write) {
-  DDPM_CHECK(count > 0, "copy: %lld elements", static_cast<long long>(count));
+Call CpuBackend::copy(int64_t count, DType type, In x, Out y, Write write) {
+  DDPM_CHECK(count > 0 && type == DType::kF32, "copy: %lld elements of %s",
+             static_cast<long long>(count), name_of(type));
   const bool accumulate = write == Write::kAccumulate;
   return {"copy", {x}, {y}, 0, [=, threads = threads_](const Run& r) {
             const float* from = r.in<float>(x);

@@ -32,7 +32,7 @@ Call CpuBackend::draw_timesteps(int n, int timesteps, In state, Out t) {
             for (int i = 0; i < n; ++i) {
               const RandomStream stream{.seed = s.seed,
                                         .purpose = Purpose::kTimestep,
-                                        .sample = static_cast<uint64_t>(i),
+                                        .sample = s.first_image + static_cast<uint64_t>(i),
                                         .step = static_cast<uint32_t>(s.step)};
               r.out<int32_t>(t)[i] = static_cast<int32_t>(
                   uniform_below(stream.block(0)[0], static_cast<uint32_t>(timesteps)));
@@ -49,7 +49,7 @@ Call CpuBackend::draw_noise(const Shape& shape, In state, Out noise) {
             parallel_samples(threads, n, blocks, [&](int64_t slot, int64_t begin, int64_t end) {
               const RandomStream stream{.seed = s.seed,
                                         .purpose = Purpose::kNoise,
-                                        .sample = static_cast<uint64_t>(slot),
+                                        .sample = s.first_image + static_cast<uint64_t>(slot),
                                         .step = static_cast<uint32_t>(s.step)};
               HWY_DYNAMIC_DISPATCH(normals_loop)
               (stream, static_cast<uint32_t>(begin), std::min(4 * end, size) - 4 * begin,

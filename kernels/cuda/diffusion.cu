@@ -29,7 +29,8 @@ struct Slot {
 
 __device__ Slot find_slot(const GatherDesc& d, const StepState& s, int slot) {
   const auto count = static_cast<uint64_t>(d.count);
-  const uint64_t position = s.step * static_cast<uint64_t>(d.batch.n) + static_cast<uint64_t>(slot);
+  const uint64_t position =
+      s.step * d.images_per_step() + s.first_image + static_cast<uint64_t>(slot);
   const uint64_t image =
       permute(position % count, count, s.seed, static_cast<uint32_t>(position / count));
   const uint32_t coin = training_stream(s, Purpose::kFlip, slot).block(0)[0] & 1;

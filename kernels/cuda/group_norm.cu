@@ -105,7 +105,7 @@ __device__ __forceinline__ uint32_t draw_kept(const Norm& s, const Stand<V>& at,
   const StepState now = state[0];
   const RandomStream stream{.seed = now.seed,
                             .purpose = Purpose::kDropout,
-                            .sample = static_cast<uint64_t>(at.n),
+                            .sample = now.first_image + static_cast<uint64_t>(at.n),
                             .step = static_cast<uint32_t>(now.step),
                             .layer = s.layer};
   const auto first_pixel = static_cast<uint32_t>(at.first_pixel) + static_cast<uint32_t>(p);

@@ -50,8 +50,9 @@ __global__ void squared_error_kernel(int size, int chunks, float scale, Global<c
 }
 
 // One block: the loss of each image and of all.
-__global__ void finish_loss_kernel(int n, int chunks, int size, Global<const double> sums,
-                                   Global<float> sample_loss, Global<StepState> state) {
+__global__ void finish_loss_kernel(int n, int chunks, int size, int step_images,
+                                   Global<const double> sums, Global<float> sample_loss,
+                                   Global<StepState> state) {
   SharedMemory shared;
   const Smem<double> scratch = shared.take<double>(kLastBlock / 32);
   double total = 0;
@@ -66,7 +67,28 @@ __global__ void finish_loss_kernel(int n, int chunks, int size, Global<const dou
   total = block_sum(total, scratch);
   if (threadIdx.x != 0) return;
   StepState s = state[0];
-  s.loss = static_cast<float>(total / n);
+  s.loss = static_cast<float>(total / step_images);
+  if (!std::isfinite(s.loss)) set_nonfinite(s, kLossNonFinite);
+  state[0] = s;
+}
+
+// One thread.
+__global__ void end_part_kernel(int part, int next_first_image, Global<float> losses,
+                                Global<StepState> state) {
+  if (threadIdx.x != 0) return;
+  StepState s = state[0];
+  losses[part] = s.loss;
+  s.first_image = static_cast<uint64_t>(next_first_image);
+  state[0] = s;
+}
+
+// One thread: the order is fixed, and the parts are few.
+__global__ void sum_losses_kernel(int parts, Global<const float> losses, Global<StepState> state) {
+  if (threadIdx.x != 0) return;
+  double sum = 0;
+  for (int i = 0; i < parts; ++i) sum += losses[i];
+  StepState s = state[0];
+  s.loss = static_cast<float>(sum);
   if (!std::isfinite(s.loss)) set_nonfinite(s, kLossNonFinite);
   state[0] = s;
 }
@@ -92,17 +114,20 @@ __global__ void loss_histogram_kernel(int n, int timesteps, int buckets, Global<
 }
 
 struct LossPlan {
-  int n, size;
+  int n, size, step_images;
   int block;  // threads, no more than an image keeps busy
   int chunks;
   float scale;  // d loss / d prediction = scale * difference
 
-  explicit LossPlan(const Shape& s)
+  LossPlan(const char* op, const Shape& s, int images)
       : n(s.n),
         size(static_cast<int>(s.pixels()) * s.c),
+        step_images(images),
         block(std::min(kMaxBlock, (size + 32 * kRun - 1) / (32 * kRun) * 32)),
         chunks(image_parts(s, block)),
-        scale(static_cast<float>(2.0 / static_cast<double>(s.count()))) {}
+        scale(static_cast<float>(2.0 / (static_cast<double>(size) * images))) {
+    DDPM_CHECK(images >= n, "%s: %d of %d images", op, n, images);
+  }
   size_t workspace() const { return sizeof(double) * static_cast<size_t>(n) * chunks; }
 };
 
@@ -117,16 +142,16 @@ void run_loss(const LossPlan& plan, const Run& r, In prediction, In target, Out 
                                           r.in<T>(prediction), r.in<float>(target),
                                           r.out<StepState>(state), r.out<T>(d_prediction), sums);
   launch<finish_loss_kernel>({.block = kLastBlock, .shared = shared_bytes<double>(kLastBlock / 32)},
-                             r.stream, plan.n, plan.chunks, plan.size, sums,
+                             r.stream, plan.n, plan.chunks, plan.size, plan.step_images, sums,
                              r.out<float>(sample_loss), r.out<StepState>(state));
 }
 
 }  // namespace
 
-Call CudaBackend::mse_loss(const Shape& shape, In prediction, In target, Out sample_loss,
-                           Out d_prediction, Out state) {
+Call CudaBackend::mse_loss(const Shape& shape, int step_images, In prediction, In target,
+                           Out sample_loss, Out d_prediction, Out state) {
   check_images("mse_loss", shape);
-  const LossPlan plan(shape);
+  const LossPlan plan("mse_loss", shape, step_images);
   return dispatch(type_, [&]<typename T>(T) -> Call {
     return {"mse_loss",
             {prediction, target},
@@ -138,10 +163,10 @@ Call CudaBackend::mse_loss(const Shape& shape, In prediction, In target, Out sam
   });
 }
 
-std::optional<Call> CudaBackend::noise_loss(const Shape& shape, In prediction, Out sample_loss,
-                                            Out d_prediction, Out state) {
+std::optional<Call> CudaBackend::noise_loss(const Shape& shape, int step_images, In prediction,
+                                            Out sample_loss, Out d_prediction, Out state) {
   check_images("noise_loss", shape);
-  const LossPlan plan(shape);
+  const LossPlan plan("noise_loss", shape, step_images);
   return dispatch(type_, [&]<typename T>(T) -> Call {
     return {"noise_loss",
             {prediction},
@@ -151,6 +176,23 @@ std::optional<Call> CudaBackend::noise_loss(const Shape& shape, In prediction, O
               run_loss<T, true>(plan, r, prediction, {}, sample_loss, d_prediction, state);
             }};
   });
+}
+
+Call CudaBackend::end_part(int part, int next_first_image, Out losses, Out state) {
+  DDPM_CHECK(part >= 0 && next_first_image >= 0, "end_part: part %d, next from %d", part,
+             next_first_image);
+  return {"end_part", {}, {losses, state}, 0, [=](const Run& r) {
+            launch<end_part_kernel>({.block = 32}, r.stream, part, next_first_image,
+                                    r.out<float>(losses), r.out<StepState>(state));
+          }};
+}
+
+Call CudaBackend::sum_losses(int parts, In losses, Out state) {
+  DDPM_CHECK(parts > 0, "sum_losses: %d parts", parts);
+  return {"sum_losses", {losses}, {state}, 0, [=](const Run& r) {
+            launch<sum_losses_kernel>({.block = 32}, r.stream, parts, r.in<float>(losses),
+                                      r.out<StepState>(state));
+          }};
 }
 
 Call CudaBackend::loss_histogram(int n, int timesteps, int buckets, In t, In sample_loss, In state,

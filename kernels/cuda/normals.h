@@ -31,12 +31,12 @@ __device__ __forceinline__ void draw_normals(const RandomStream& stream, int beg
   }
 }
 
-// Of the image in a slot of the batch: in training addressed by slot and step.
+// Of the image in a slot: in training addressed by its position in the step's batch, and the step.
 __device__ __forceinline__ RandomStream training_stream(const StepState& s, Purpose purpose,
                                                         int slot) {
   return {.seed = s.seed,
           .purpose = purpose,
-          .sample = static_cast<uint64_t>(slot),
+          .sample = s.first_image + static_cast<uint64_t>(slot),
           .step = static_cast<uint32_t>(s.step)};
 }
 

@@ -94,9 +94,10 @@ Call CudaBackend::cast(int64_t count, DType from, In x, DType to, Out y) {
   });
 }
 
-Call CudaBackend::copy(int64_t count, In x, Out y, Write write) {
+Call CudaBackend::copy(int64_t count, DType type, In x, Out y, Write write) {
   check_count("copy", count);
-  return dispatch(type_, [&]<typename T>(T) -> Call {
+  DDPM_CHECK(type == DType::kF32 || type == type_, "copy: of %s", name_of(type));
+  return dispatch(type, [&]<typename T>(T) -> Call {
     return {"copy", {x}, {y}, 0, [=](const Run& r) {
               const LaunchShape shape{.grid_x = blocks_for(count, 8)};
               if (write == Write::kAccumulate)

@@ -22,12 +22,14 @@ inline Batch gather_images(const GatherDesc& d, const std::vector<uint8_t>& imag
   Batch batch;
   const int h = d.batch.h, w = d.batch.w, c = d.batch.c;
   for (int n = 0; n < d.batch.n; ++n) {
-    const auto position = s.step * static_cast<uint64_t>(d.batch.n) + static_cast<uint64_t>(n);
+    const auto sample = s.first_image + static_cast<uint64_t>(n);
+    const int step_images = d.step_images == 0 ? d.batch.n : d.step_images;
+    const auto position = s.step * static_cast<uint64_t>(step_images) + sample;
     const auto count = static_cast<uint64_t>(d.count);
     const auto epoch = static_cast<uint32_t>(position / count);
     const auto index = static_cast<int32_t>(permute(position % count, count, s.seed, epoch));
     RandomStream stream{.seed = s.seed, .purpose = Purpose::kFlip};
-    stream.sample = static_cast<uint64_t>(n);
+    stream.sample = sample;
     stream.step = static_cast<uint32_t>(s.step);
     const bool flip = d.flip && stream.block(0)[0] % 2 == 1;
     for (int i = 0; i < h; ++i)

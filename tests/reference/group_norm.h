@@ -6,19 +6,20 @@
 
 #include "kernels/desc.h"
 #include "kernels/philox.h"
+#include "kernels/step_state.h"
 #include "tests/reference/pointwise.h"
 
 namespace ddpm::ref {
 
 // What dropout multiplies each element of (N,H,W,C) by: 0 or 1 / (1 - p).
-inline Vector dropout_factor(const Shape& s, const Dropout& dropout, uint64_t seed, uint64_t step) {
+inline Vector dropout_factor(const Shape& s, const Dropout& dropout, const StepState& state) {
   Vector factor;
   for (int n = 0; n < s.n; ++n)
     for (int64_t i = 0; i < s.pixels() * s.c; ++i) {
-      const RandomStream stream{.seed = seed,
+      const RandomStream stream{.seed = state.seed,
                                 .purpose = Purpose::kDropout,
-                                .sample = static_cast<uint64_t>(n),
-                                .step = static_cast<uint32_t>(step),
+                                .sample = state.first_image + static_cast<uint64_t>(n),
+                                .step = static_cast<uint32_t>(state.step),
                                 .layer = dropout.layer};
       const uint32_t word = stream.block(static_cast<uint32_t>(i / 8))[i % 8 / 2];
       const uint32_t draw = i % 2 == 0 ? word % 65536 : word / 65536;

@@ -1,0 +1,451 @@
+// Ranks over MPI. One thread makes every call of MPI, so that a sum over ranks goes on while this
+// rank computes, and so that nothing waits inside MPI: requests are polled, and between two polls
+// the thread says that this rank is alive and looks whether the others are.
+//
+// Signs of life go between rank 0 and each other rank, once a second or more often. A rank from
+// which none has come for the timeout is lost: stopped, killed, or cut off; how long a step or a
+// save takes does not matter. Rank 0 tells the others, and all leave.
+#include "engine/comm.h"
+
+#include <mpi.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <climits>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+namespace ddpm {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+constexpr auto kIdle = milliseconds(20);           // between two looks while there is nothing to do
+constexpr auto kLook = milliseconds(1);            // between two looks during a sum
+constexpr auto kTelling = milliseconds(1000);      // for telling others before this rank leaves
+constexpr auto kAfterFailure = milliseconds(500);  // lets the rank that failed end first
+
+double seconds_of(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
+
+enum Kind : int { kAlive, kLost, kFailed };
+
+struct Message {
+  int kind = kAlive;
+  int about = 0;  // the rank that is lost or failed
+  char text[496] = {};
+};
+
+// This rank must leave: another one is lost.
+struct PeerLost {
+  int rank;
+  std::string text;
+};
+// This rank leaves, by an error of its own.
+struct OwnFailure {};
+
+class MpiCommunicator final : public Communicator {
+ public:
+  explicit MpiCommunicator(const MpiOptions& options)
+      : options_(options), thread_([this] { serve(); }) {
+    std::unique_lock lock(mutex_);
+    if (!done_.wait_for(lock, std::chrono::duration<double>(options_.timeout),
+                        [&] { return started_; }))
+      options_.leave(
+          format("the ranks have not all started within %.0f s; see whether each machine runs the "
+                 "program, or give more time by --comm-timeout",
+                 options_.timeout));
+  }
+  ~MpiCommunicator() override {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    work_.notify_one();
+    thread_.join();
+  }
+  MpiCommunicator(const MpiCommunicator&) = delete;
+  MpiCommunicator& operator=(const MpiCommunicator&) = delete;
+
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  std::string description() const override { return mpi_library(); }
+
+  void broadcast(void* data, size_t bytes) override {
+    constexpr size_t kPart = size_t{1} << 30;
+    run([=, this] {
+      for (size_t at = 0; at < bytes; at += kPart) {
+        requests_.resize(1);
+        check(MPI_Ibcast(static_cast<char*>(data) + at,
+                         static_cast<int>(std::min(kPart, bytes - at)), MPI_BYTE, 0, world_,
+                         requests_.data()));
+        wait();
+      }
+    });
+  }
+  void share(void* all, size_t bytes_each) override {
+    DDPM_CHECK(bytes_each <= INT_MAX, "share: %zu bytes each", bytes_each);
+    run([=, this] {
+      requests_.resize(1);
+      check(MPI_Iallgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, all, static_cast<int>(bytes_each),
+                           MPI_BYTE, world_, requests_.data()));
+      wait();
+    });
+  }
+  void sum_in_order(float* data, int64_t count) override {
+    DDPM_CHECK(count / size_ < INT_MAX, "sum_in_order: %lld values", static_cast<long long>(count));
+    timed([&] { submit([=, this] { sum_tree(data, count); }); });
+  }
+  void start_sum(float* data, int64_t count) override {
+    DDPM_CHECK(count <= INT_MAX, "start_sum: %lld values", static_cast<long long>(count));
+    submit([=, this] {
+      const Clock::time_point start = Clock::now();
+      requests_.resize(1);
+      check(MPI_Iallreduce(MPI_IN_PLACE, data, static_cast<int>(count), MPI_FLOAT, MPI_SUM, world_,
+                           requests_.data()));
+      wait();
+      add_summing(start);
+    });
+  }
+  void finish_sums() override {
+    timed([] {});
+  }
+
+  CommSeconds seconds() const override {
+    const std::lock_guard lock(mutex_);
+    return seconds_;
+  }
+  void announce_failure(const std::string& what) override {
+    std::unique_lock lock(mutex_);
+    failure_ = what;
+    failing_ = true;
+    work_.notify_one();
+    done_.wait(lock, [&] { return ended_; });
+  }
+
+ private:
+  // ---- the caller's side ----
+  void submit(std::function<void()> job) {
+    {
+      const std::lock_guard lock(mutex_);
+      jobs_.push_back(std::move(job));
+    }
+    work_.notify_one();
+  }
+  void wait_for_jobs() {
+    awaited_ = true;
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [&] { return (jobs_.empty() && !busy_) || ended_; });
+    awaited_ = false;
+  }
+  void run(std::function<void()> job) {
+    submit(std::move(job));
+    wait_for_jobs();
+  }
+  template <typename F>
+  void timed(F start) {
+    const Clock::time_point begin = Clock::now();
+    start();
+    wait_for_jobs();
+    const std::lock_guard lock(mutex_);
+    seconds_.waiting += seconds_of(Clock::now() - begin);
+  }
+
+  // ---- the thread's side ----
+  void serve() {
+    try {
+      init();
+      while (std::function<void()> job = next_job()) {
+        job();
+        {
+          const std::lock_guard lock(mutex_);
+          busy_ = false;
+        }
+        done_.notify_one();
+      }
+      finish();
+    } catch (const PeerLost& lost) {
+      options_.leave(rank_ == (lost.rank == 0 ? 1 : 0) ? lost.text : std::string());
+    } catch (const OwnFailure&) {
+      tell(kFailed, rank_, failure_.c_str());
+    } catch (const std::exception& e) {  // no memory
+      tell(kFailed, rank_, e.what());
+      options_.leave(e.what());
+    }
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+    done_.notify_all();
+  }
+
+  void add_summing(Clock::time_point start) {
+    const std::lock_guard lock(mutex_);
+    seconds_.summing += seconds_of(Clock::now() - start);
+  }
+  void init();
+  void finish();
+  std::function<void()> next_job();
+  void wait();
+  void look();
+  void receive();
+  void send_sign_of_life(Clock::time_point now);
+  void tell(Kind kind, int about, const char* text);
+  void sum_tree(float* data, int64_t count);
+
+  // An error of MPI is a connection that broke.
+  void check(int code) {
+    if (code == MPI_SUCCESS) return;
+    char text[MPI_MAX_ERROR_STRING];
+    int length = 0;
+    MPI_Error_string(code, text, &length);
+    throw PeerLost{rank_ == 0 ? 1 : 0, format("MPI: %s", text)};
+  }
+  std::string host_of(int rank) const { return hosts_[static_cast<size_t>(rank)]; }
+  // Those this rank exchanges signs of life with.
+  bool watched(int rank) const { return rank != rank_ && (rank_ == 0 || rank == 0); }
+
+  MpiOptions options_;
+  mutable std::mutex mutex_;
+  std::condition_variable work_, done_;
+  std::deque<std::function<void()>> jobs_;
+  bool started_ = false, busy_ = false, stop_ = false, ended_ = false;
+  std::atomic<bool> awaited_{false}, failing_{false};
+  std::string failure_;
+  CommSeconds seconds_;
+
+  // The thread's alone.
+  int rank_ = 0, size_ = 1;
+  MPI_Comm world_ = MPI_COMM_NULL, control_ = MPI_COMM_NULL;
+  std::vector<std::string> hosts_;
+  std::vector<MPI_Request> requests_;  // of the job under way
+  std::vector<float> others_;          // slices of sum_tree
+  bool alive_ = true;                  // sends signs of life, and expects them
+  Message incoming_;
+  MPI_Request incoming_request_ = MPI_REQUEST_NULL;
+  std::vector<Message> signs_;
+  std::vector<MPI_Request> sign_requests_;
+  std::vector<Clock::time_point> heard_;
+  Clock::time_point looked_, said_;
+
+  std::thread thread_;  // last: it uses the others
+};
+
+void MpiCommunicator::init() {
+  int provided = 0;
+  MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
+  MPI_Comm_dup(MPI_COMM_WORLD, &world_);
+  MPI_Comm_dup(MPI_COMM_WORLD, &control_);
+  for (MPI_Comm comm : {MPI_COMM_WORLD, world_, control_})
+    MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);
+  MPI_Comm_rank(world_, &rank_);
+  MPI_Comm_size(world_, &size_);
+  const auto size = static_cast<size_t>(size_);
+  std::vector<char> names(size * MPI_MAX_PROCESSOR_NAME);
+  int length = 0;
+  MPI_Get_processor_name(names.data() + static_cast<size_t>(rank_) * MPI_MAX_PROCESSOR_NAME,
+                         &length);
+  check(MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, names.data(), MPI_MAX_PROCESSOR_NAME,
+                      MPI_BYTE, world_));
+  for (size_t r = 0; r < size; ++r) hosts_.emplace_back(names.data() + r * MPI_MAX_PROCESSOR_NAME);
+  signs_.resize(size);
+  sign_requests_.assign(size, MPI_REQUEST_NULL);
+  looked_ = said_ = Clock::now();
+  heard_.assign(size, looked_);
+  receive();
+  const std::lock_guard lock(mutex_);
+  started_ = true;
+  done_.notify_one();
+}
+
+// Empty where there is none to come.
+std::function<void()> MpiCommunicator::next_job() {
+  for (;;) {
+    {
+      std::unique_lock lock(mutex_);
+      work_.wait_for(lock, kIdle, [&] { return !jobs_.empty() || stop_ || failing_; });
+      if (!jobs_.empty()) {
+        std::function<void()> job = std::move(jobs_.front());
+        jobs_.pop_front();
+        busy_ = true;
+        return job;
+      }
+      if (stop_ && !failing_) return {};
+    }
+    look();
+  }
+}
+
+// For requests_. While the caller waits, too, polling may take its processor.
+void MpiCommunicator::wait() {
+  constexpr int kSpins = 2000;
+  for (int polls = 0;; ++polls) {
+    int done = 0;
+    check(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done,
+                      MPI_STATUSES_IGNORE));
+    if (done != 0) return;
+    if (Clock::now() - looked_ > kLook) look();
+    if (awaited_ && polls < kSpins)
+      sched_yield();
+    else
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+}
+
+// Takes what has come, says that this rank is alive, and looks whether the others are.
+void MpiCommunicator::look() {
+  const Clock::time_point now = Clock::now();
+  const auto timeout = std::chrono::duration<double>(options_.timeout);
+  // Stopped itself, with what was sent to it unread: the others may be as well as ever.
+  if (now - looked_ > timeout / 2) heard_.assign(heard_.size(), now);
+  looked_ = now;
+  int come = 0;
+  MPI_Status status;
+  while (check(MPI_Test(&incoming_request_, &come, &status)), come != 0) {
+    const Message m = incoming_;
+    receive();
+    if (m.kind == kAlive) {
+      heard_[static_cast<size_t>(status.MPI_SOURCE)] = now;
+      continue;
+    }
+    if (m.kind == kFailed) std::this_thread::sleep_for(kAfterFailure);
+    throw PeerLost{m.about, m.text};
+  }
+  if (failing_) throw OwnFailure{};
+  if (!alive_) return;
+  if (now - said_ > std::min(timeout / 4, std::chrono::duration<double>(1))) send_sign_of_life(now);
+  for (int r = 0; r < size_; ++r) {
+    if (!watched(r) || now - heard_[static_cast<size_t>(r)] <= timeout) continue;
+    const std::string text = format(
+        "rank %d on %s has given no sign of life for %.0f s: it was killed, stopped or cut "
+        "off; the last checkpoint is good, the same command goes on from there",
+        r, host_of(r).c_str(), options_.timeout);
+    if (rank_ == 0) tell(kLost, r, text.c_str());
+    throw PeerLost{r, text};
+  }
+}
+
+void MpiCommunicator::receive() {
+  check(MPI_Irecv(&incoming_, sizeof incoming_, MPI_BYTE, MPI_ANY_SOURCE, 0, control_,
+                  &incoming_request_));
+}
+
+void MpiCommunicator::send_sign_of_life(Clock::time_point now) {
+  said_ = now;
+  for (int r = 0; r < size_; ++r) {
+    if (!watched(r)) continue;
+    const auto i = static_cast<size_t>(r);
+    int sent = 1;
+    if (sign_requests_[i] != MPI_REQUEST_NULL)
+      check(MPI_Test(&sign_requests_[i], &sent, MPI_STATUS_IGNORE));
+    if (sent == 0) continue;
+    check(MPI_Isend(&signs_[i], sizeof(Message), MPI_BYTE, r, 0, control_, &sign_requests_[i]));
+  }
+}
+
+// As long as kTelling, since some may not listen any more.
+void MpiCommunicator::tell(Kind kind, int about, const char* text) {
+  Message m;
+  m.kind = kind;
+  m.about = about;
+  const std::string whole =
+      kind == kFailed ? format("rank %d on %s failed: %s", about, host_of(about).c_str(), text)
+                      : text;
+  std::strncpy(m.text, whole.c_str(), sizeof m.text - 1);
+  std::vector<MPI_Request> sends;
+  for (int r = 0; r < size_; ++r)
+    if (r != rank_ && r != about) {
+      sends.push_back(MPI_REQUEST_NULL);
+      MPI_Isend(&m, sizeof m, MPI_BYTE, r, 0, control_, &sends.back());
+    }
+  const Clock::time_point end = Clock::now() + kTelling;
+  for (int done = 0; done == 0 && Clock::now() < end;) {
+    MPI_Testall(static_cast<int>(sends.size()), sends.data(), &done, MPI_STATUSES_IGNORE);
+    std::this_thread::sleep_for(kLook);
+  }
+}
+
+// Each rank sums a slice: it gets the others' of it, and sends them the sum.
+void MpiCommunicator::sum_tree(float* data, int64_t count) {
+  const Clock::time_point start = Clock::now();
+  const int64_t slice = (count + size_ - 1) / size_;
+  const auto begin = [&](int r) { return std::min(count, r * slice); };
+  const auto length = [&](int r) { return static_cast<int>(begin(r + 1) - begin(r)); };
+  if (others_.size() < static_cast<size_t>(slice * size_))
+    others_.resize(static_cast<size_t>(slice * size_));
+  const auto exchange = [&](const auto& from, const auto& to) {
+    requests_.clear();
+    for (int r = 0; r < size_; ++r) {
+      if (r == rank_) continue;
+      requests_.resize(requests_.size() + 2);
+      from(r, &requests_[requests_.size() - 2]);
+      to(r, &requests_.back());
+    }
+    wait();
+  };
+  const int own = length(rank_);
+  std::vector<float*> parts(static_cast<size_t>(size_));
+  for (int r = 0; r < size_; ++r)
+    parts[static_cast<size_t>(r)] =
+        r == rank_ ? data + begin(r) : others_.data() + static_cast<int64_t>(r) * slice;
+  exchange(
+      [&](int r, MPI_Request* request) {
+        check(MPI_Irecv(parts[static_cast<size_t>(r)], own, MPI_FLOAT, r, 1, world_, request));
+      },
+      [&](int r, MPI_Request* request) {
+        check(MPI_Isend(data + begin(r), length(r), MPI_FLOAT, r, 1, world_, request));
+      });
+  for (int step = 1; step < size_; step *= 2)
+    for (int r = 0; r + step < size_; r += 2 * step) {
+      float* to = parts[static_cast<size_t>(r)];
+      const float* from = parts[static_cast<size_t>(r + step)];
+      for (int i = 0; i < own; ++i) to[i] += from[i];
+    }
+  if (rank_ != 0) std::copy_n(parts[0], own, data + begin(rank_));
+  exchange(
+      [&](int r, MPI_Request* request) {
+        check(MPI_Irecv(data + begin(r), length(r), MPI_FLOAT, r, 2, world_, request));
+      },
+      [&](int r, MPI_Request* request) {
+        check(MPI_Isend(data + begin(rank_), own, MPI_FLOAT, r, 2, world_, request));
+      });
+  add_summing(start);
+}
+
+// All ranks come here. Nothing may be under way when MPI ends, so signs of life stop before.
+void MpiCommunicator::finish() {
+  for (int barrier = 0; barrier < 2; ++barrier) {
+    requests_.resize(1);
+    check(MPI_Ibarrier(world_, requests_.data()));
+    wait();
+    alive_ = false;
+  }
+  requests_.swap(sign_requests_);
+  wait();
+  MPI_Cancel(&incoming_request_);
+  MPI_Wait(&incoming_request_, MPI_STATUS_IGNORE);
+  MPI_Comm_free(&world_);
+  MPI_Comm_free(&control_);
+  MPI_Finalize();
+}
+
+}  // namespace
+
+bool started_by_mpi() {
+  return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr;
+}
+
+std::unique_ptr<Communicator> make_mpi_communicator(const MpiOptions& options) {
+  return std::make_unique<MpiCommunicator>(options);
+}
+
+std::string mpi_library() {
+  return format("Open MPI %d.%d.%d", OMPI_MAJOR_VERSION, OMPI_MINOR_VERSION, OMPI_RELEASE_VERSION);
+}
+
+}  // namespace ddpm

@@ -1,0 +1,111 @@
+#include "tools/ranks.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+namespace ddpm::tools {
+namespace {
+
+[[noreturn]] void leave(const std::string& why) {
+  if (!why.empty()) std::fprintf(stderr, "\nddpm: %s\n", why.c_str());
+  ::_exit(static_cast<int>(Status::kPeer));  // nothing waits for what other threads are in
+}
+
+std::string host_name() {
+  char name[256] = {};
+  ::gethostname(name, sizeof name - 1);
+  return name;
+}
+
+// The processors that this process may use.
+cpu_set_t processors() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  sched_getaffinity(0, sizeof set, &set);
+  return set;
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> join_ranks(double timeout) {
+  if (started_by_mpi()) return make_mpi_communicator({.timeout = timeout, .leave = leave});
+  require_one_process();
+  return make_solo_communicator();
+}
+
+void require_one_process() {
+  for (const char* variable : {"OMPI_COMM_WORLD_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}) {
+    const char* text = std::getenv(variable);
+    if (text != nullptr && std::atoi(text) > 1)
+      fail(Status::kUsage,
+           "%s is %s: each of these processes would do all of the work; ranks are for ddpm train, "
+           "started by mpirun",
+           variable, text);
+  }
+}
+
+Parts parts_of(const TrainConfig& train, Communicator& ranks) {
+  const int batch = train.batch_size, size = ranks.size(), shards = train.reduction_shards;
+  Parts parts;
+  parts.ranks = size > 1 ? &ranks : nullptr;
+  if (shards > 0) {
+    if (!std::has_single_bit(static_cast<unsigned>(shards)))
+      fail(Status::kUsage, "--reduction-shards %d: must be a power of two", shards);
+    if (train.accumulate > 1)
+      fail(Status::kUsage,
+           "--accumulate %d and --reduction-shards %d exclude each other: shards "
+           "are run one after the other already",
+           train.accumulate, shards);
+    if (size > shards || shards % size != 0)
+      fail(Status::kUsage,
+           "--reduction-shards %d: cannot be shared out to %d ranks; use 1, 2, 4 "
+           "... ranks, at most %d",
+           shards, size, shards);
+    if (batch % shards != 0)
+      fail(Status::kUsage, "--batch-size %d: does not divide into %d --reduction-shards", batch,
+           shards);
+    parts.total = shards;
+    parts.in_order = true;
+  } else {
+    if (batch % size != 0)
+      fail(Status::kUsage, "--batch-size %d: does not divide into %d ranks", batch, size);
+    if (batch % (size * train.accumulate) != 0)
+      fail(Status::kUsage, "--batch-size %d: does not divide into %d ranks times --accumulate %d",
+           batch, size, train.accumulate);
+    parts.total = size * train.accumulate;
+  }
+  parts.own = parts.total / size;
+  return parts;
+}
+
+int threads_of_rank(const TrainConfig& train, Communicator& ranks) {
+  if (train.reduction_shards > 0) return 1;
+  const cpu_set_t set = processors();
+  const std::string own =
+      host_name() + std::string(reinterpret_cast<const char*>(&set), sizeof set);
+  const std::vector<std::string> all = gather(ranks, own);
+  const auto sharing = static_cast<int>(std::count(all.begin(), all.end(), own));
+  return std::max(1, CPU_COUNT(&set) / sharing);
+}
+
+std::string ranks_text(Communicator& ranks, const std::string& device) {
+  const std::vector<std::string> all = gather(ranks, "on " + host_name() + ", " + device);
+  std::string text = format("%d by %s:", ranks.size(), ranks.description().c_str());
+  for (size_t first = 0; first < all.size();) {
+    size_t end = first + 1;
+    while (end < all.size() && all[end] == all[first]) ++end;
+    text += first == 0 ? " " : "; ";
+    text += end - first > 1 ? format("%zu to %zu ", first, end - 1) : format("%zu ", first);
+    text += all[first];
+    first = end;
+  }
+  return text;
+}
+
+}  // namespace ddpm::tools
