@@ -24,7 +24,8 @@ std::vector<float> noise(Backend& backend, const Shape& shape, Purpose purpose, 
   test::Bench b(backend);
   const Out y = b.out(shape.count());
   if (purpose == Purpose::kNoise) {
-    b.run(backend.draw_noise(shape, b.state({.seed = at.seed, .step = at.step}), y));
+    b.run(backend.draw_noise(
+        shape, b.state({.seed = at.seed, .step = at.step, .first_image = at.first_image}), y));
     return b.get(y);
   }
   std::vector<ChainSlot> slots;

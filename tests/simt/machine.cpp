@@ -1,13 +1,10 @@
 #include "tests/simt/machine.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
-#include <deque>
 #include <numeric>
 
-#include "tests/simt/fiber.h"
-#include "tests/simt/memory_shadow.h"
+#include "tests/simt/machine_parts.h"
 
 namespace ddpm::simt {
 
@@ -15,74 +12,17 @@ constinit thread_local Place place;
 
 namespace {
 
-constexpr unsigned kWarp = 32, kMaxThreads = 1024;
-constexpr size_t kMaxShared = 227 * 1024;
+std::map<const char*, std::unique_ptr<Extent>>& extents() {
+  static std::map<const char*, std::unique_ptr<Extent>> all;
+  return all;
+}
 
-struct AsyncCopy {
-  void* to;
-  const void* from;
-  bool valid;
-};
+std::map<std::string, bool, std::less<>>& kernel_table() {
+  static std::map<std::string, bool, std::less<>> all;
+  return all;
+}
 
-enum class State { kReady, kAtWarp, kAtBarrier, kDone };
-
-struct Thread {
-  Fiber fiber;
-  std::function<void()> body;
-  State state = State::kDone;
-  const char* what = "";  // of the warp operation it waits in
-  void* mine = nullptr;
-  Finish finish = nullptr;
-  std::vector<AsyncCopy> open;
-  std::deque<std::vector<AsyncCopy>> groups;
-};
-
-struct alignas(128) SharedBytes {
-  std::array<char, kMaxShared> bytes;
-};
-
-class Machine {
- public:
-  void run(const Launch& launch, const std::function<void()>& thread);
-
-  Thread& current() { return *threads_[current_]; }
-  [[noreturn]] void fail_thread(const std::string& what);
-  void wait(State state) {
-    Thread& t = current();
-    t.state = state;
-    t.fiber.leave();
-  }
-
-  void check_shared(const void* at, size_t bytes, Access access);
-  void check_global(Extent& extent, const void* at, size_t bytes, Access access);
-  void set_pending(const void* to, bool pending);
-  void note_warp_barrier() { ++warp_syncs_[current_ / kWarp]; }
-
-  Options options;
-  Launch launch;
-  Dim3 block;
-  unsigned current_ = 0;
-  std::unique_ptr<SharedBytes> shared = std::make_unique<SharedBytes>();
-
- private:
-  std::vector<int64_t> choose_blocks();
-  void run_block(const std::function<void()>& thread);
-  bool run_warp(unsigned warp);
-  bool meet(unsigned warp);
-  void release_barrier();
-  [[noreturn]] void fail_stuck();
-  void drop_block();
-  std::string where(unsigned thread) const;
-  uint64_t random();
-
-  std::vector<std::unique_ptr<Thread>> threads_;
-  std::vector<SharedShadow> shadow_ = std::vector<SharedShadow>(kMaxShared / 2);
-  std::array<uint32_t, kMaxThreads / kWarp> warp_syncs_{};
-  uint32_t epoch_ = 1, first_epoch_ = 1;
-  int64_t block_number_ = 0;
-  uint64_t launches_ = 0, random_ = 0;
-  std::string error_;
-};
+}  // namespace
 
 // Kernels are free functions: the machine cannot be handed to them. A plain pointer, because it is
 // followed at every access.
@@ -93,16 +33,6 @@ Machine& machine() {
     m = &owned;
   }
   return *m;
-}
-
-std::map<const char*, std::unique_ptr<Extent>>& extents() {
-  static std::map<const char*, std::unique_ptr<Extent>> all;
-  return all;
-}
-
-std::map<std::string, bool, std::less<>>& kernel_table() {
-  static std::map<std::string, bool, std::less<>> all;
-  return all;
 }
 
 std::string Machine::where(unsigned thread) const {
@@ -142,7 +72,7 @@ void Machine::run(const Launch& l, const std::function<void()>& thread) {
   launch = l;
   random_ = options.seed * 0x2545F4914F6CDD1Du + launches_;
   const std::string name(l.kernel);
-  if (l.block == 0 || l.block % kWarp != 0 || l.block > kMaxThreads)
+  if (l.block == 0 || l.block % kWarp != 0 || l.block > kWarps * kWarp)
     fail(Status::kBug, "%s: a block of %u threads", name.c_str(), l.block);
   if (l.grid.x == 0 || l.grid.y == 0 || l.grid.z == 0 || l.grid.x > 0x7FFFFFFFu ||
       l.grid.y > 65535 || l.grid.z > 65535)
@@ -163,12 +93,18 @@ void Machine::run(const Launch& l, const std::function<void()>& thread) {
 
 void Machine::run_block(const std::function<void()>& thread) {
   first_epoch_ = ++epoch_;
+  ordered_ = false;
+  for (Order& order : order_) order.fill(0);
+  mbarriers_.clear();
+  bulk_copies_.clear();
+  warpgroups.reset(launch.block);
   error_.clear();
   place = {{}, block, {launch.block, 1, 1}, launch.grid};
   std::memset(shared->bytes.data(), 0xFF, launch.shared);
   for (unsigned i = 0; i < launch.block; ++i) {
     Thread& t = *threads_[i];
     t.state = State::kReady;
+    t.fence = 0;
     t.open.clear();
     t.groups.clear();
     t.body = [this, &t, &thread] {
@@ -195,10 +131,12 @@ void Machine::run_block(const std::function<void()>& thread) {
         throw Error(Status::kBug, error_);
       }
     }
+    if (!moved) moved = finish_bulk_copy();
     if (!moved) release_barrier();
     for (unsigned i = 0; i < launch.block && !moved; ++i)
       moved = threads_[i]->state == State::kReady;
   }
+  check_end();
 }
 
 // Lets the lanes that can go on do so; false if none could.
@@ -215,14 +153,19 @@ bool Machine::run_warp(unsigned warp) {
   return meet(warp) || moved;
 }
 
-// If all lanes wait in the same warp operation, does it.
+// If all lanes wait for the same and it has come, lets them go on.
 bool Machine::meet(unsigned warp) {
+  const State state = threads_[warp * kWarp]->state;
+  for (unsigned i = 0; i < kWarp; ++i)
+    if (threads_[warp * kWarp + i]->state != state) return false;
+  if (state == State::kAtWarp) return meet_in_operation(warp);
+  if (state == State::kAtNamed) return pass_named(warp);
+  return state == State::kAtPhase && pass_phase(warp);
+}
+
+bool Machine::meet_in_operation(unsigned warp) {
   std::array<void*, kWarp> lanes;
-  for (unsigned i = 0; i < kWarp; ++i) {
-    const Thread& t = *threads_[warp * kWarp + i];
-    if (t.state != State::kAtWarp) return false;
-    lanes[i] = t.mine;
-  }
+  for (unsigned i = 0; i < kWarp; ++i) lanes[i] = threads_[warp * kWarp + i]->mine;
   const Thread& first = *threads_[warp * kWarp];
   current_ = warp * kWarp;
   for (unsigned i = 0; i < kWarp; ++i) {
@@ -265,6 +208,16 @@ void Machine::fail_stuck() {
   };
   describe(State::kAtBarrier, "waits at a barrier");
   describe(State::kAtWarp, "waits for its warp in ");
+  describe(State::kAtNamed, "waits at a named barrier");
+  describe(State::kAtPhase, "waits at an mbarrier");
+  for (const Mbarrier& b : mbarriers_) {
+    const bool waited_for = std::any_of(
+        threads_.begin(), threads_.begin() + launch.block,
+        [&](const auto& t) { return t->state == State::kAtPhase && t->barrier == b.index; });
+    if (waited_for)
+      text += format(" (byte %zu, phase %u, %u of %u arrivals and %lld bytes missing)", b.offset,
+                     b.phase, b.left, b.count, static_cast<long long>(b.bytes));
+  }
   describe(State::kDone, "has left");
   drop_block();
   const std::string at = where(0);
@@ -277,18 +230,27 @@ void Machine::drop_block() {
   std::fill(shadow_.begin(), shadow_.end(), SharedShadow{});
 }
 
-void Machine::check_shared(const void* at, size_t bytes, Access access) {
-  const size_t offset = static_cast<size_t>(static_cast<const char*>(at) - shared->bytes.data());
-  const Toucher toucher{static_cast<uint16_t>(current_), epoch_, first_epoch_,
-                        warp_syncs_[current_ / kWarp]};
-  for (size_t i = offset / 2; i < (offset + bytes + 1) / 2; ++i)
-    if (const char* wrong = judge_shared(shadow_[i], toucher, access))
-      fail_thread(format("%s (byte %zu)", wrong, i * 2));
+Toucher Machine::toucher() {
+  return {static_cast<uint16_t>(current_), current().fence, epoch_, first_epoch_, order_[warp()]};
 }
 
-void Machine::set_pending(const void* to, bool pending) {
-  const size_t offset = static_cast<size_t>(static_cast<const char*>(to) - shared->bytes.data());
-  for (size_t i = offset / 2; i < offset / 2 + 8; ++i) shadow_[i].pending = pending;
+void Machine::check_shared(const void* at, size_t bytes, Access access) {
+  const size_t offset = offset_of(at);
+  const Toucher t = toucher();
+  for (size_t i = offset / 2; i < (offset + bytes + 1) / 2; ++i)
+    if (const char* wrong = judge_shared(shadow_[i], ordered_ ? &readers_[i] : nullptr, t, access))
+      fail_thread(format("%s (byte %zu)", wrong, i * 2));
+  if (access == Access::kWrite && warpgroups.reads(offset, bytes))
+    fail_thread(format("writes shared memory that a product still reads (byte %zu)", offset));
+}
+
+void Machine::set_pending(const void* to, bool pending, size_t bytes) {
+  const size_t first = offset_of(to) / 2;
+  for (size_t i = first; i < first + bytes / 2; ++i) shadow_[i].pending = pending;
+}
+
+void Machine::note_error(const std::string& what) {
+  if (error_.empty()) error_ = where(current_) + ": " + what;
 }
 
 void Machine::check_global(Extent& e, const void* at, size_t bytes, Access access) {
@@ -305,8 +267,6 @@ void Machine::check_global(Extent& e, const void* at, size_t bytes, Access acces
                                          static_cast<uint64_t>(block_number_), access))
       fail_thread(format("%s (byte %zu of a tensor of %zu)", wrong, i * 2, e.bytes));
 }
-
-}  // namespace
 
 void register_kernel(std::string_view name) { kernel_table().emplace(name, false); }
 void note_run(std::string_view name) { kernel_table().find(name)->second = true; }

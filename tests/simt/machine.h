@@ -1,7 +1,8 @@
 // Runs CUDA kernels on the host: a block is a set of fibers, one a thread, which change places at
 // barriers and warp operations. What a GPU would only do wrong now and then is an error here, with
 // kernel, block and thread: a barrier that not all threads reach, a warp operation that a lane
-// misses, reads of shared memory nobody wrote, races, accesses outside a tensor.
+// misses, reads of shared memory nobody wrote, races, accesses outside a tensor, asynchronous
+// copies and products that are not waited for.
 #pragma once
 
 #include <cstddef>
@@ -16,6 +17,8 @@
 #include "kernels/error.h"
 
 namespace ddpm::simt {
+
+class Warpgroups;
 
 struct Dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -84,5 +87,26 @@ void* shared_part(size_t offset, size_t bytes);
 void copy_async(void* to, const void* from, bool valid);
 void copy_async_commit();
 void copy_async_wait(int newest);
+
+// ---- sm_90 ----
+// `threads` of the block, whole warps, meet.
+void named_barrier(unsigned id, unsigned threads);
+// A barrier at an address of shared memory. Who waits for a phase comes after what a warp did
+// before the last warp or block barrier that it passed before it arrived.
+void mbarrier_init(const void* at, unsigned count);
+void mbarrier_init_fence();
+void mbarrier_arrive(const void* at,
+                     int64_t bytes);  // bytes: of bulk copies, that it waits for too
+void mbarrier_wait(const void* at, unsigned parity);  // all lanes of a warp
+void bulk_copy(void* to, const void* from, size_t bytes, const void* mbarrier);
+// What the thread wrote to shared memory may be read by products.
+void proxy_fence();
+// A product of the running warp reads shared memory: allowed, then done. By offset.
+void check_operand(size_t offset, size_t bytes);
+void note_operand(size_t offset, size_t bytes);
+unsigned current_warp();
+Warpgroups& warpgroups();
+// As fail_thread, where nothing can be thrown.
+void note_error(const char* what);
 
 }  // namespace ddpm::simt
