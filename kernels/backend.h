@@ -33,6 +33,9 @@ struct BackendOptions {
   int threads = 0;               // CPU: 0 = all this process may use
   bool batch_invariant = false;  // only algorithms whose result for an image ignores the batch size
   size_t memory_budget = 0;      // bytes that may be allocated at a time; 0 = what there is
+  // CUDA: our own convolutions by wgmma where that kernel takes them. Needs compute capability 9.0;
+  // no GPU has run it yet (docs/gpu_only.md).
+  bool wgmma = false;
 };
 
 // Memory of a backend, freed with the object.

@@ -81,6 +81,35 @@ inline ConvDesc make_desc(const ConvShape& s) {
   return d;
 }
 
+inline const Transform kNormalise{
+    .affine = true, .silu = true, .dropout = {.p = 0.25f, .layer = 3}};
+
+inline ConvDesc with_input(ConvShape s, int c2, Transform transform = {}, bool upsample = false) {
+  ConvDesc d = make_desc(s);
+  d.c2 = c2;
+  d.transform = transform;
+  d.upsample = upsample;
+  return d;
+}
+
+// What is added behind the taps, one by one and together.
+inline ConvDesc with_addends(ConvDesc d, int which) {
+  const bool all = which == 5;
+  if (which == 0 || all) d.bias = true;
+  if (which == 1 || all) {
+    d.sample_bias_stride = 2 * d.k + 3;
+    d.sample_bias_offset = 3;
+  }
+  if (which == 2 || all) d.residual = true;
+  if (which == 3) d.shortcut_c = 40;
+  if (all) {
+    d.shortcut_c = 24;
+    d.shortcut_c2 = 80;
+  }
+  if (which == 4 || all) d.statistics = true;
+  return d;
+}
+
 inline std::string describe(const ConvDesc& d) {
   return format(
       "%s + %d by %s stride %d pads %d %d %d %d bias %d sample %d residual %d upsample %d affine "

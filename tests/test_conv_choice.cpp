@@ -22,23 +22,22 @@ namespace {
 
 constexpr const char* kLibrary = "library";
 constexpr size_t kShared = cuda::CudaBackend::kHopperShared;
-
-const Transform kNormalise{.affine = true, .silu = true, .dropout = {.p = 0.25f, .layer = 3}};
+constexpr cuda::ConvChip kChip{kShared};
 
 // Takes plain convolutions under a name of its own; computes them by our kernels.
 class StandIn final : public cuda::ConvLibrary {
  public:
   explicit StandIn(DType type) : type_(type) {}
   std::optional<Call> forward(const ConvDesc& d, const ConvSlots& s, Out y) override {
-    return named(cuda::conv_forward(type_, kShared, d, s, y, {}));
+    return named(cuda::conv_forward(type_, kChip, d, s, y, {}));
   }
   std::optional<Call> dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
                             Write write) override {
-    return named(cuda::conv_dgrad(type_, kShared, d, s, dy, dx, write));
+    return named(cuda::conv_dgrad(type_, kChip, d, s, dy, dx, write));
   }
   std::optional<Call> wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
                             Write write) override {
-    return named(cuda::conv_wgrad(type_, kShared, d, s, dy, dfilter, write));
+    return named(cuda::conv_wgrad(type_, kChip, d, s, dy, dfilter, write));
   }
 
  private:

@@ -12,16 +12,6 @@ using namespace ddpm::test;
 
 namespace {
 
-const Transform kNormalise{.affine = true, .silu = true, .dropout = {.p = 0.25f, .layer = 3}};
-
-ConvDesc with_input(ConvShape s, int c2, Transform transform = {}, bool upsample = false) {
-  ConvDesc d = make_desc(s);
-  d.c2 = c2;
-  d.transform = transform;
-  d.upsample = upsample;
-  return d;
-}
-
 // Inputs that are not read as they are.
 std::vector<ConvDesc> fused_inputs() {
   const Transform affine{.affine = true}, silu{.silu = true}, drop{.dropout = {.p = 0.5f}};
@@ -55,24 +45,6 @@ std::vector<ConvDesc> fused_inputs() {
       with_input({2, 5, 6, 3, 9}, 0, kNormalise),
       with_input({1, 4, 3, 5, 4}, 2, kNormalise, true),
   };
-}
-
-// What is added behind the taps, one by one and together.
-ConvDesc with_addends(ConvDesc d, int which) {
-  const bool all = which == 5;
-  if (which == 0 || all) d.bias = true;
-  if (which == 1 || all) {
-    d.sample_bias_stride = 2 * d.k + 3;
-    d.sample_bias_offset = 3;
-  }
-  if (which == 2 || all) d.residual = true;
-  if (which == 3) d.shortcut_c = 40;
-  if (all) {
-    d.shortcut_c = 24;
-    d.shortcut_c2 = 80;
-  }
-  if (which == 4 || all) d.statistics = true;
-  return d;
 }
 
 // Sets simt's options back.

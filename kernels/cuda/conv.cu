@@ -45,10 +45,11 @@ bool reads_plainly(ConvDesc d) {
   return d.basic();
 }
 
-Call dgrad(DType type, size_t shared_bytes, const ConvDesc& d, const ConvSlots& s, In dy,
+Call dgrad(DType type, const ConvChip& chip, const ConvDesc& d, const ConvSlots& s, In dy,
            const GradientSlots& to, Call call) {
   ConvPlan plan;
-  if (type == DType::kBF16) plan = tensor_dgrad(shared_bytes, d, s, dy, to);
+  if (type == DType::kBF16) plan = hopper_dgrad(chip, d, s, dy, to);
+  if (!plan.run && type == DType::kBF16) plan = tensor_dgrad(chip.shared_bytes, d, s, dy, to);
   if (!plan.run) plan = direct_dgrad(type, d, s, dy, to);
   return finish(std::move(call), std::move(plan));
 }
@@ -74,7 +75,7 @@ void launch_filter_sum(void* stream, const float* partial, float* dfilter, int64
     launch<filter_sum_kernel<false>>(shape, stream, partial, dfilter, count, splits);
 }
 
-std::optional<Call> conv_forward(DType type, size_t shared_bytes, const ConvDesc& d,
+std::optional<Call> conv_forward(DType type, const ConvChip& chip, const ConvDesc& d,
                                  const ConvSlots& s, Out y, Out statistics, bool batch_invariant) {
   const char* op = "conv_forward";
   check_conv(d, op);
@@ -96,23 +97,24 @@ std::optional<Call> conv_forward(DType type, size_t shared_bytes, const ConvDesc
     if (in) call.reads.push_back(in);
   if (d.statistics) call.writes.push_back(statistics);
   ConvPlan plan;
-  if (type == DType::kBF16)
-    plan = tensor_forward(shared_bytes, d, s, y, statistics, batch_invariant);
+  if (type == DType::kBF16) plan = hopper_forward(chip, d, s, y, statistics);
+  if (!plan.run && type == DType::kBF16)
+    plan = tensor_forward(chip.shared_bytes, d, s, y, statistics, batch_invariant);
   if (!plan.run) plan = direct_forward(type, d, s, y, statistics);
   return finish(std::move(call), std::move(plan));
 }
 
-std::optional<Call> conv_dgrad(DType type, size_t shared_bytes, const ConvDesc& d,
+std::optional<Call> conv_dgrad(DType type, const ConvChip& chip, const ConvDesc& d,
                                const ConvSlots& s, In dy, Out dx, Write write) {
   const char* op = "conv_dgrad";
   check_conv(d, op);
   if (!reads_plainly(d)) return std::nullopt;
   DDPM_CHECK(s.filter && dy && dx, "%s: filter, dy and dx must be present", op);
-  return dgrad(type, shared_bytes, d, s, dy, {.dx = dx, .write = write},
+  return dgrad(type, chip, d, s, dy, {.dx = dx, .write = write},
                {op, {s.filter, dy}, {dx}, 0, nullptr});
 }
 
-std::optional<Call> conv_dgrad_norm(DType type, size_t shared_bytes, const ConvDesc& d,
+std::optional<Call> conv_dgrad_norm(DType type, const ConvChip& chip, const ConvDesc& d,
                                     const ConvSlots& s, const GroupNormDesc& norm, In mean_rstd,
                                     In dy, Out dz, Out sums) {
   const char* op = "conv_dgrad_norm";
@@ -125,22 +127,22 @@ std::optional<Call> conv_dgrad_norm(DType type, size_t shared_bytes, const ConvD
              d.c());
   Call call{op, {s.filter, dy, mean_rstd}, {dz, sums}, 0, nullptr};
   add_input_reads(d, s, call);
-  return dgrad(type, shared_bytes, d, s, dy,
+  return dgrad(type, chip, d, s, dy,
                {.dx = dz, .groups = norm.groups, .mean_rstd = mean_rstd, .sums = sums},
                std::move(call));
 }
 
-std::optional<Call> conv_wgrad(DType type, size_t shared_bytes, const ConvDesc& d,
+std::optional<Call> conv_wgrad(DType type, const ConvChip& chip, const ConvDesc& d,
                                const ConvSlots& s, In dy, Out dfilter, Write write) {
   if (d.e4m3) return std::nullopt;
   Call call = wgrad_call("conv_wgrad", d, s, dy, dfilter);
   ConvPlan plan;
-  if (type == DType::kBF16) plan = tensor_wgrad(shared_bytes, d, s, dy, dfilter, write);
+  if (type == DType::kBF16) plan = tensor_wgrad(chip.shared_bytes, d, s, dy, dfilter, write);
   if (!plan.run) plan = direct_wgrad(type, d, s, dy, dfilter, write);
   return finish(std::move(call), std::move(plan));
 }
 
-std::optional<Call> conv_wgrad_sums(DType type, size_t shared_bytes, const ConvDesc& d,
+std::optional<Call> conv_wgrad_sums(DType type, const ConvChip& chip, const ConvDesc& d,
                                     const ConvSlots& s, In dy, Out dfilter, Write write, Out sums,
                                     int stride, int offset) {
   if (d.e4m3 || type != DType::kBF16) return std::nullopt;
@@ -149,7 +151,7 @@ std::optional<Call> conv_wgrad_sums(DType type, size_t shared_bytes, const ConvD
   DDPM_CHECK(sums && offset >= 0 && offset + d.k <= stride, "%s: columns %d.. of %d", op, offset,
              stride);
   call.writes.push_back(sums);
-  ConvPlan plan = tensor_wgrad(shared_bytes, d, s, dy, dfilter, write, {sums, stride, offset});
+  ConvPlan plan = tensor_wgrad(chip.shared_bytes, d, s, dy, dfilter, write, {sums, stride, offset});
   if (!plan.run) return std::nullopt;
   return finish(std::move(call), std::move(plan));
 }

@@ -4,7 +4,6 @@
 #include <optional>
 
 #include "kernels/conv_composite.h"
-#include "kernels/cuda/conv.h"
 #include "kernels/error.h"
 
 namespace ddpm::cuda {
@@ -198,18 +197,18 @@ Call ConvChoice::own_call(ConvPass pass, const ConvDesc& d, Write write, const S
   const DType type = backend_.compute_type();
   std::optional<Call> call;
   if (pass == ConvPass::kForward)
-    call = conv_forward(type, options_.shared_bytes, d, t.s, t.y_out(), t.result);
+    call = conv_forward(type, chip(), d, t.s, t.y_out(), t.result);
   else if (pass == ConvPass::kDgrad)
-    call = conv_dgrad(type, options_.shared_bytes, d, t.s, t.y, t.result, write);
+    call = conv_dgrad(type, chip(), d, t.s, t.y, t.result, write);
   else
-    call = conv_wgrad(type, options_.shared_bytes, d, t.s, t.y, t.result, write);
+    call = conv_wgrad(type, chip(), d, t.s, t.y, t.result, write);
   DDPM_CHECK(call.has_value(), "our own convolution declines %s", to_string(d.x).c_str());
   return *std::move(call);
 }
 
 Call ConvChoice::own_norm_call(const ConvDesc& d, const Slots& t) const {
-  auto call = conv_dgrad_norm(backend_.compute_type(), options_.shared_bytes, d, t.s, t.norm,
-                              t.mean_rstd, t.y, t.result, t.sums);
+  auto call = conv_dgrad_norm(backend_.compute_type(), chip(), d, t.s, t.norm, t.mean_rstd, t.y,
+                              t.result, t.sums);
   DDPM_CHECK(call.has_value(), "our own gradient declines %s", to_string(d.x).c_str());
   Call all = together({*std::move(call), t.norm_backward(backend_, true)});
   all.op = "conv_dgrad_norm";
@@ -224,8 +223,8 @@ Call ConvChoice::norm_composite(const ConvDesc& d, const Slots& t) {
 
 std::optional<Call> ConvChoice::own_sums_call(const ConvDesc& d, Write write,
                                               const Slots& t) const {
-  return conv_wgrad_sums(backend_.compute_type(), options_.shared_bytes, d, t.s, t.y, t.result,
-                         write, t.sums, d.k, 0);
+  return conv_wgrad_sums(backend_.compute_type(), chip(), d, t.s, t.y, t.result, write, t.sums, d.k,
+                         0);
 }
 
 // Without the sums, in the way that is chosen then, and their own pass.
@@ -318,7 +317,7 @@ bool ConvChoice::faster(ConvPass pass, const ConvDesc& d, Write write, With with
 std::optional<Call> ConvChoice::forward(const ConvDesc& d, const ConvSlots& s, Out y,
                                         Out statistics) {
   if (own(ConvPass::kForward, d, Write::kOverwrite, {}))
-    return conv_forward(backend_.compute_type(), options_.shared_bytes, d, s, y, statistics,
+    return conv_forward(backend_.compute_type(), chip(), d, s, y, statistics,
                         options_.batch_invariant);
   if (!d.basic()) return std::nullopt;
   return library_.forward(d, s, y);
@@ -327,7 +326,7 @@ std::optional<Call> ConvChoice::forward(const ConvDesc& d, const ConvSlots& s, O
 std::optional<Call> ConvChoice::dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
                                       Write write) {
   if (own(ConvPass::kDgrad, d, write, {}))
-    return conv_dgrad(backend_.compute_type(), options_.shared_bytes, d, s, dy, dx, write);
+    return conv_dgrad(backend_.compute_type(), chip(), d, s, dy, dx, write);
   return library_.dgrad(d, s, dy, dx, write);
 }
 
@@ -336,14 +335,13 @@ std::optional<Call> ConvChoice::dgrad_norm(const ConvDesc& d, const ConvSlots& s
                                            Out sums) {
   if (d.upsample || !own(ConvPass::kDgrad, d, Write::kOverwrite, {.groups = norm.groups}))
     return std::nullopt;
-  return conv_dgrad_norm(backend_.compute_type(), options_.shared_bytes, d, s, norm, mean_rstd, dy,
-                         dz, sums);
+  return conv_dgrad_norm(backend_.compute_type(), chip(), d, s, norm, mean_rstd, dy, dz, sums);
 }
 
 std::optional<Call> ConvChoice::wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
                                       Write write) {
   if (own(ConvPass::kWgrad, d, write, {}))
-    return conv_wgrad(backend_.compute_type(), options_.shared_bytes, d, s, dy, dfilter, write);
+    return conv_wgrad(backend_.compute_type(), chip(), d, s, dy, dfilter, write);
   if (!d.basic()) return std::nullopt;
   return library_.wgrad(d, s, dy, dfilter, write);
 }
@@ -351,8 +349,8 @@ std::optional<Call> ConvChoice::wgrad(const ConvDesc& d, const ConvSlots& s, In 
 std::optional<Call> ConvChoice::wgrad_sums(const ConvDesc& d, const ConvSlots& s, In dy,
                                            Out dfilter, Write write, Out sums, int stride,
                                            int offset) {
-  auto ours = conv_wgrad_sums(backend_.compute_type(), options_.shared_bytes, d, s, dy, dfilter,
-                              write, sums, stride, offset);
+  auto ours = conv_wgrad_sums(backend_.compute_type(), chip(), d, s, dy, dfilter, write, sums,
+                              stride, offset);
   if (!ours || !own(ConvPass::kWgrad, d, write, {.sums = true})) return std::nullopt;
   return ours;
 }

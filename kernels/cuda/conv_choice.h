@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/conv.h"
 #include "kernels/cuda/conv_library.h"
 #include "kernels/cuda/plan_table.h"
 
@@ -22,6 +23,7 @@ struct ConvChoiceOptions {
   std::string precision;         // of products: "bf16", "tf32", "fp32"
   std::string library;           // and device: another one's choices are not reused
   size_t shared_bytes = 0;       // that a block may have
+  int wgmma_blocks = 0;          // as ConvChip's
   bool batch_invariant = false;  // ours always, with sums cut as for one image
   // Seconds that a call takes on slots of these sizes; null: nothing is measured.
   std::function<double(const Call&, const std::vector<size_t>& bytes)> timer;
@@ -54,6 +56,7 @@ class ConvChoice {
 
  private:
   class Slots;
+  ConvChip chip() const { return {options_.shared_bytes, options_.wgmma_blocks}; }
   // What is asked for beyond the pass.
   struct With {
     int groups = 0;     // of the norm that a gradient is led back through

@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_direct_kernel(const DirectP
       store_floats<float>(staged + ((row + i) * sums_pitch(kColumns) + column), sums[i]);
   }
   block_sync();
-  finish_tile<T, kColumns, Gradient>(p.out, t, tile, k0, staged);
+  finish_tile<T, kColumns, Gradient>(p.out, t, tile, k0, staged, BlockTeam{});
 }
 
 template <typename T>

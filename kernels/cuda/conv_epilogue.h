@@ -63,12 +63,12 @@ __device__ __forceinline__ void finish_run(const ConvOutput<T>& o, const Smem<fl
 }
 
 // Mean and M2 of each channel over each run of 64 pixels of the tile, or over each of its images.
-template <int Columns>
+template <int Columns, typename Team>
 __device__ __forceinline__ void write_statistics(const Global<float>& statistics, int channels,
                                                  const ConvTiles& t, const Tile& tile, int k0,
-                                                 const Smem<float>& sums) {
+                                                 const Smem<float>& sums, const Team& team) {
   const TileRuns runs(t, tile);
-  for (int i = static_cast<int>(threadIdx.x); i < runs.count * Columns; i += kConvThreads) {
+  for (int i = team.thread(); i < runs.count * Columns; i += Team::kThreads) {
     const int run = i / Columns, column = i % Columns, k = k0 + column;
     if (k >= channels) continue;
     const int rows = runs.rows_of(tile, run);
@@ -85,15 +85,23 @@ __device__ __forceinline__ void write_statistics(const Global<float>& statistics
   }
 }
 
-// The block's sums, complete and visible to all, to y. Gradient: y is one, perhaps by a norm.
-template <typename T, int Columns, bool Gradient>
+// Finishes a tile with all threads of a block.
+struct BlockTeam {
+  static constexpr int kThreads = kConvThreads;
+  __device__ __forceinline__ int thread() const { return static_cast<int>(threadIdx.x); }
+  __device__ __forceinline__ void sync() const { block_sync(); }
+};
+
+// The team's sums, complete and visible to all of it, to y. Gradient: y is one, perhaps by a norm.
+template <typename T, int Columns, bool Gradient, typename Team>
 __device__ __forceinline__ void finish_tile(const ConvOutput<T>& o, const ConvTiles& t,
-                                            const Tile& tile, int k0, const Smem<float>& sums) {
+                                            const Tile& tile, int k0, const Smem<float>& sums,
+                                            const Team& team) {
   constexpr int kGroups = Columns / 8;
-  const int thread = static_cast<int>(threadIdx.x);
+  const int thread = team.thread();
   const int column = thread % kGroups * 8, k = k0 + column;
   if (k < o.k) {
-    for (int m = thread / kGroups; m < tile.rows; m += kConvThreads / kGroups) {
+    for (int m = thread / kGroups; m < tile.rows; m += Team::kThreads / kGroups) {
       const int64_t pixel = output_pixel(t, tile, m);
       const int n = image_of(t, tile, m);
       const auto at = sums + (int64_t{m} * sums_pitch(Columns) + column);
@@ -115,13 +123,13 @@ __device__ __forceinline__ void finish_tile(const ConvOutput<T>& o, const ConvTi
   }
   if constexpr (Gradient) {
     if (o.norm.in.x == nullptr) return;
-    block_sync();
-    write_norm_sums<T, Columns>(o.norm, t, tile, k0, sums);
+    team.sync();
+    write_norm_sums<T, Columns>(o.norm, t, tile, k0, sums, team);
     return;
   }
   if (o.statistics == nullptr) return;
-  block_sync();
-  write_statistics<Columns>(o.statistics, o.k, t, tile, k0, sums);
+  team.sync();
+  write_statistics<Columns>(o.statistics, o.k, t, tile, k0, sums, team);
 }
 
 }  // namespace ddpm::cuda

@@ -336,7 +336,7 @@ __global__ void __launch_bounds__(kConvThreads, 2) conv_kernel(const ConvProblem
       store_floats<float>(staged + (m * sums_pitch(Columns) + k), pair);
     });
   block_sync();
-  finish_tile<bf16, Columns, Gradient>(a.out, t, tile, k0, staged);
+  finish_tile<bf16, Columns, Gradient>(a.out, t, tile, k0, staged, BlockTeam{});
 }
 
 // The sum over splits of 128 pixels x 32 channels, and what follows it.
@@ -367,7 +367,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_finish_kernel(const ConvPro
     }
   }
   block_sync();
-  finish_tile<bf16, kFinishColumns, Gradient>(a.out, t, tile, k0, staged);
+  finish_tile<bf16, kFinishColumns, Gradient>(a.out, t, tile, k0, staged, BlockTeam{});
 }
 
 // ---- host ----

@@ -62,12 +62,13 @@ __device__ __forceinline__ void finish_gradient(const NormGradient<T>& norm, con
 
 // The sums of each channel over each run of the tile, from what finish_gradient left. x is read
 // again, from the caches.
-template <typename T, int Columns>
+template <typename T, int Columns, typename Team>
 __device__ __forceinline__ void write_norm_sums(const NormGradient<T>& norm, const ConvTiles& t,
-                                                const Tile& tile, int k0, const Smem<float>& sums) {
+                                                const Tile& tile, int k0, const Smem<float>& sums,
+                                                const Team& team) {
   const int channels = norm.in.channels();
   const TileRuns runs(t, tile);
-  for (int i = static_cast<int>(threadIdx.x); i < runs.count * Columns; i += kConvThreads) {
+  for (int i = team.thread(); i < runs.count * Columns; i += Team::kThreads) {
     const int run = i / Columns, column = i % Columns, c = k0 + column;
     if (c >= channels) continue;
     const int n = runs.image(tile, run), rows = runs.rows_of(tile, run);

@@ -198,6 +198,11 @@ ConvPlan tensor_dgrad(size_t shared_bytes, const ConvDesc&, const ConvSlots&, In
                       const GradientSlots&);
 ConvPlan tensor_wgrad(size_t shared_bytes, const ConvDesc&, const ConvSlots&, In dy, Out dfilter,
                       Write, const GradientSums& = {});
+// Nothing where chip.wgmma_blocks is 0.
+ConvPlan hopper_forward(const ConvChip& chip, const ConvDesc&, const ConvSlots&, Out y,
+                        Out statistics);
+ConvPlan hopper_dgrad(const ConvChip& chip, const ConvDesc&, const ConvSlots&, In dy,
+                      const GradientSlots&);
 ConvPlan direct_forward(DType, const ConvDesc&, const ConvSlots&, Out y, Out statistics);
 ConvPlan direct_dgrad(DType, const ConvDesc&, const ConvSlots&, In dy, const GradientSlots&);
 ConvPlan direct_wgrad(DType, const ConvDesc&, const ConvSlots&, In dy, Out dfilter, Write);

@@ -1,7 +1,7 @@
 // Where a convolution's tiles lie, and how its input comes into shared memory.
 //
 // A block computes a tile of consecutive output pixels: part of an image, several whole images
-// where they are small, or 1 or 2 x 64 pixels of a wide one; so 64 pixels of a tile are always 64
+// where they are small, or 1 to 4 x 64 pixels of a wide one; so 64 pixels of a tile are always 64
 // consecutive ones. The input pixels they touch are the tile's halo: a box of `halo_h` x `halo_w`
 // per image, in coordinates of the input as the taps see it (upsampled, or with zeros between its
 // pixels).
@@ -88,7 +88,7 @@ __device__ __forceinline__ Tile find_tile(const ConvTiles& t, int index) {
     const int y = i / t.segments, down = t.rows / 64;
     tile.p = down * y;
     tile.q = 64 * (i - y * t.segments);
-    tile.rows = tile.p + down <= t.p ? t.rows : 64;
+    tile.rows = 64 * (tile.p + down <= t.p ? down : t.p - tile.p);
     tile.first = (int64_t{tile.n} * t.p + tile.p) * t.q + tile.q;
     return tile;
   }

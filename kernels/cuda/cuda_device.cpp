@@ -147,6 +147,8 @@ CudaDevice::CudaDevice(const BackendOptions& options, int device)
   if (properties.major < 8)
     fail(Status::kDevice,
          "%s: this program needs compute capability 8.0 or later; use --device cpu", chip_.c_str());
+  if (options.wgmma && (properties.major != 9 || properties.minor != 0))
+    fail(Status::kDevice, "%s: convolutions by wgmma need compute capability 9.0", chip_.c_str());
   use();
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
@@ -165,6 +167,10 @@ CudaDevice::CudaDevice(const BackendOptions& options, int device)
   choice.precision = precision_name(options.precision);
   choice.library = cudnn_->table().library;
   choice.shared_bytes = block_shared_bytes();
+  if (options.wgmma) {
+    choice.precision += " wgmma";  // other times, so other choices
+    choice.wgmma_blocks = properties.multiProcessorCount;
+  }
   choice.batch_invariant = options.batch_invariant;
   choice.timer = time_call;
   choice.budget = conv.budget;
@@ -187,9 +193,9 @@ std::string CudaDevice::description() const {
 }
 
 std::string CudaDevice::numerics() const {
-  return format("cuda %s precision=%s batch_invariant=%d %s", chip_.c_str(),
+  return format("cuda %s precision=%s batch_invariant=%d%s %s", chip_.c_str(),
                 precision_name(options_.precision), options_.batch_invariant ? 1 : 0,
-                cuda_libraries().c_str());
+                options_.wgmma ? " wgmma" : "", cuda_libraries().c_str());
 }
 
 std::string CudaDevice::plans() const {

@@ -84,6 +84,8 @@ class SimtBackend final : public cuda::CudaBackend {
       : CudaBackend(compute_type, options.shared_bytes > 0 ? options.shared_bytes : kHopperShared),
         options_(options) {}
 
+  cuda::ConvChip chip() const { return {block_shared_bytes(), options_.wgmma_blocks}; }
+
   std::string name() const override { return "simt"; }
   std::string description() const override { return "CUDA kernels on the host"; }
   std::string numerics() const override { return std::string("simt ") + name_of(compute_type()); }
@@ -121,30 +123,29 @@ class SimtBackend final : public cuda::CudaBackend {
   std::optional<Call> conv_forward(const ConvDesc& d, const ConvSlots& s, Out y,
                                    Out statistics) override {
     if (options_.composed && !d.basic()) return std::nullopt;
-    return cuda::conv_forward(compute_type(), block_shared_bytes(), d, s, y, statistics,
+    return cuda::conv_forward(compute_type(), chip(), d, s, y, statistics,
                               options_.batch_invariant);
   }
   std::optional<Call> conv_dgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dx,
                                  Write write) override {
-    return cuda::conv_dgrad(compute_type(), block_shared_bytes(), d, s, dy, dx, write);
+    return cuda::conv_dgrad(compute_type(), chip(), d, s, dy, dx, write);
   }
   std::optional<Call> conv_dgrad_norm(const ConvDesc& d, const ConvSlots& s,
                                       const GroupNormDesc& norm, In mean_rstd, In dy, Out dz,
                                       Out sums) override {
     if (options_.composed) return std::nullopt;
-    return cuda::conv_dgrad_norm(compute_type(), block_shared_bytes(), d, s, norm, mean_rstd, dy,
-                                 dz, sums);
+    return cuda::conv_dgrad_norm(compute_type(), chip(), d, s, norm, mean_rstd, dy, dz, sums);
   }
   std::optional<Call> conv_wgrad(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
                                  Write write) override {
     if (options_.composed && !d.basic()) return std::nullopt;
-    return cuda::conv_wgrad(compute_type(), block_shared_bytes(), d, s, dy, dfilter, write);
+    return cuda::conv_wgrad(compute_type(), chip(), d, s, dy, dfilter, write);
   }
   std::optional<Call> conv_wgrad_sums(const ConvDesc& d, const ConvSlots& s, In dy, Out dfilter,
                                       Write write, Out sums, int stride, int offset) override {
     if (options_.composed) return std::nullopt;
-    return cuda::conv_wgrad_sums(compute_type(), block_shared_bytes(), d, s, dy, dfilter, write,
-                                 sums, stride, offset);
+    return cuda::conv_wgrad_sums(compute_type(), chip(), d, s, dy, dfilter, write, sums, stride,
+                                 offset);
   }
   Call gemm(const GemmDesc& g, In a, In b, In bias, In residual, Out c, Write write) override {
     return {"gemm", present({a, b, bias, residual}), {c}, 0, [=](const Run& r) {

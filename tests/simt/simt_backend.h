@@ -11,6 +11,7 @@ namespace ddpm::test {
 struct SimtOptions {
   bool batch_invariant = false;  // as BackendOptions'
   size_t shared_bytes = 0;  // what a block may have of shared memory; 0 = as much as a Hopper's
+  int wgmma_blocks = 0;     // as ConvChip's
   bool composed = false;    // of a convolution, nothing is taken but what every backend must
 };
 
