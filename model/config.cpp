@@ -1,10 +1,12 @@
 #include "model/config.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "engine/json.h"
+#include "model/schedule.h"
 
 namespace ddpm {
 namespace {
@@ -13,7 +15,11 @@ using nlohmann::json;
 using Words = std::vector<std::string>;
 
 // In the order of the enums.
-Words beta_schedules() { return {"linear", "scaled_linear", "squaredcos_cap_v2"}; }
+Words beta_schedules() {
+  return {"linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid",
+          "const",  "warmup10",      "warmup50",          "jsd"};
+}
+bool known_to_diffusers(BetaSchedule v) { return v < BetaSchedule::kConst; }
 Words prediction_types() { return {"epsilon", "sample", "v_prediction"}; }
 Words variance_types() { return {"fixed_small", "fixed_large"}; }
 // Without and with attention.
@@ -146,6 +152,20 @@ void check_channels(const UNetConfig& c, const char* where) {
          where, c.out_channels, c.in_channels);
 }
 
+// The betas that to_diffusers_json wrote are those of the schedule; nobody else's are taken.
+void read_trained_betas(const json& value, JsonObject& object, const SchedulerConfig& c) {
+  if (!object.has("trained_betas") || object.is_null("trained_betas")) return;
+  if (known_to_diffusers(c.beta_schedule)) object.reject("trained_betas", "null");
+  const std::vector<double> betas = Schedule(c).beta;
+  const json& list = value.at("trained_betas");
+  bool same = list.is_array() && list.size() == betas.size();
+  for (size_t t = 0; same && t < betas.size(); ++t)
+    same = list[t].is_number() && std::abs(list[t].get<double>() - betas[t]) <= 1e-12;
+  if (!same)
+    object.reject("trained_betas", format("null, or the betas of beta_schedule \"%s\"",
+                                          name_of(c.beta_schedule).c_str()));
+}
+
 json or_null(const std::optional<int>& v) { return v ? json(*v) : json(nullptr); }
 
 json words_of(const std::vector<bool>& flags, const Words& words) {
@@ -238,8 +258,8 @@ SchedulerConfig scheduler_from_json(const json& value, const std::string& file,
                {"sample_max_value", 1},
                {"set_alpha_to_one", true},
                {"steps_offset", 0},
-               {"thresholding", false},
-               {"trained_betas", nullptr}});
+               {"thresholding", false}});
+  read_trained_betas(value, object, c);
   reader.only({{"algorithm_type", "dpmsolver++"},
                {"euler_at_final", false},
                {"final_sigmas_type", "zero"},
@@ -264,7 +284,10 @@ UNetConfig parse_unet_config(std::string_view text, const std::string& file) {
 }
 
 SchedulerConfig parse_scheduler_config(std::string_view text, const std::string& file) {
-  return scheduler_from_json(parse_json(without_infinity(text), file, Status::kConfig), file);
+  JsonLimits limits;
+  limits.bytes = size_t{4} << 20;  // trained_betas of 100,000 timesteps
+  return scheduler_from_json(parse_json(without_infinity(text), file, Status::kConfig, limits),
+                             file);
 }
 
 // Through json, which sorts its keys as diffusers does. attention_head_dim is always written: where
@@ -300,6 +323,12 @@ nlohmann::ordered_json to_json(const SchedulerConfig& c) {
               {"num_train_timesteps", c.num_train_timesteps},
               {"prediction_type", name_of(c.prediction_type)},
               {"variance_type", name_of(c.variance_type)}};
+}
+
+nlohmann::ordered_json to_diffusers_json(const SchedulerConfig& c) {
+  json value = to_json(c);
+  if (!known_to_diffusers(c.beta_schedule)) value["trained_betas"] = Schedule(c).beta;
+  return value;
 }
 
 std::string name_of(BetaSchedule v) { return beta_schedules()[static_cast<size_t>(v)]; }

@@ -35,7 +35,17 @@ struct UNetConfig {
   friend bool operator==(const UNetConfig&, const UNetConfig&) = default;
 };
 
-enum class BetaSchedule { kLinear, kScaledLinear, kSquaredcosCapV2 };
+// The first four are diffusers' too, the others the authors' code's.
+enum class BetaSchedule {
+  kLinear,
+  kScaledLinear,
+  kSquaredcosCapV2,
+  kSigmoid,
+  kConst,
+  kWarmup10,
+  kWarmup50,
+  kJsd
+};
 enum class PredictionType { kEpsilon, kSample, kVPrediction };
 enum class VarianceType { kFixedSmall, kFixedLarge };
 
@@ -62,6 +72,9 @@ SchedulerConfig parse_scheduler_config(std::string_view text, const std::string&
 // Diffusers' keys in order, as its from_config reads them.
 nlohmann::ordered_json to_json(const UNetConfig&);
 nlohmann::ordered_json to_json(const SchedulerConfig&);
+// The same for a pipeline folder: a schedule that diffusers has no word for goes with its betas as
+// trained_betas, by which diffusers then goes.
+nlohmann::ordered_json to_diffusers_json(const SchedulerConfig&);
 
 // Diffusers' words.
 std::string name_of(BetaSchedule);

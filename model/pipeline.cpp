@@ -14,7 +14,7 @@ namespace {
 
 constexpr const char* kWeights = "diffusion_pytorch_model.safetensors";
 constexpr const char* kTrainingState = "training_state.safetensors";
-constexpr size_t kConfigBytes = size_t{1} << 20;
+constexpr size_t kConfigBytes = size_t{4} << 20;  // trained_betas of 100,000 timesteps
 
 std::string need_weights(const std::string& folder) {
   const std::string path = folder + "/" + kWeights;
@@ -119,7 +119,7 @@ void save_checkpoint(const std::string& path, const UNetConfig& unet,
   const std::string texts[] = {to_text({{"_class_name", "DDPMPipeline"},
                                         {"scheduler", {"diffusers", "DDPMScheduler"}},
                                         {"unet", {"diffusers", "UNet2DModel"}}}),
-                               to_text(to_json(unet)), to_text(to_json(scheduler))};
+                               to_text(to_json(unet)), to_text(to_diffusers_json(scheduler))};
   for (size_t i = 0; i < std::size(kTexts); ++i) {
     write_text(folder, kTexts[i], texts[i]);
     manifest.files[kTexts[i]] = hash_of(texts[i]);

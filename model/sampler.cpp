@@ -23,6 +23,7 @@ Mix x0_mix(PredictionType type, double ab) {
   const double signal = std::sqrt(ab), noise = std::sqrt(1 - ab);
   switch (type) {
     case PredictionType::kEpsilon:
+      if (ab == 0) return {};  // pure noise says nothing of the image: the middle of its range
       return {1 / signal, -noise / signal};
     case PredictionType::kSample:
       return {0, 1};

@@ -7,9 +7,15 @@
 namespace ddpm {
 namespace {
 
-// Point i of n evenly spaced ones from start to end, both included.
+// Point i of n evenly spaced ones from start to end, both included; of a single one, the start.
 double spaced(double start, double end, int i, int n) {
-  return start + (end - start) * i / (n - 1);
+  return n == 1 ? start : start + (end - start) * i / (n - 1);
+}
+
+// The first share of all timesteps rises linearly, the rest stays at the end (Ho et al., code).
+double warmup_beta(const SchedulerConfig& c, double share, int i) {
+  const int rising = static_cast<int>(c.num_train_timesteps * share);
+  return i < rising ? spaced(c.beta_start, c.beta_end, i, rising) : c.beta_end;
 }
 
 // Cosine schedule of Nichol & Dhariwal 2021: alpha-bar follows cos^2, each beta is at most 0.999.
@@ -32,6 +38,18 @@ double beta_at(const SchedulerConfig& c, int i) {
     }
     case BetaSchedule::kSquaredcosCapV2:
       return cosine_beta(i, c.num_train_timesteps);
+    case BetaSchedule::kSigmoid: {
+      const double u = spaced(-6, 6, i, c.num_train_timesteps);
+      return c.beta_start + (c.beta_end - c.beta_start) / (1 + std::exp(-u));
+    }
+    case BetaSchedule::kConst:
+      return c.beta_end;
+    case BetaSchedule::kWarmup10:
+      return warmup_beta(c, 0.1, i);
+    case BetaSchedule::kWarmup50:
+      return warmup_beta(c, 0.5, i);
+    case BetaSchedule::kJsd:
+      return 1.0 / (c.num_train_timesteps - i);
   }
   fail(Status::kBug, "unknown beta schedule %d", static_cast<int>(c.beta_schedule));
 }
@@ -48,7 +66,9 @@ Schedule::Schedule(const SchedulerConfig& config) {
     const double b = beta_at(config, t);
     abp.push_back(product);
     product *= 1 - b;
-    if (!(product < abp.back()) || !(product >= kLeastSignal))
+    // jsd ends with beta 1, pure noise; sampler rows and the bound know of it.
+    const bool ends_in_noise = b == 1 && t == count - 1;
+    if (!(product < abp.back()) || !(product >= kLeastSignal || ends_in_noise))
       fail(Status::kConfig,
            "scheduler: beta %g at timestep %d of %d makes alpha-bar %g; it must fall at every "
            "timestep and stay above %g: use other betas or another num_train_timesteps",

@@ -1,5 +1,6 @@
 // The noise schedule (Ho et al. 2020, section 2) as tables over the timestep t = 0..T-1, in double.
-// t = 0 is the paper's t = 1. Alpha-bar of no timestep at all (t = -1) is 1.
+// t = 0 is the paper's t = 1. Alpha-bar of no timestep at all (t = -1) is 1. Schedule jsd ends in
+// pure noise: at its last timestep ab and snr are 0, sqrt_recip and sqrt_recipm1 infinite.
 #pragma once
 
 #include <vector>

@@ -175,7 +175,9 @@ TEST_CASE("config: every honoured key is read and written", "[config]") {
   CHECK(scheduler_from_json(s, "s") == scheduler);
   CHECK(json(to_json(scheduler)) == s);
   for (const auto kind :
-       {BetaSchedule::kLinear, BetaSchedule::kScaledLinear, BetaSchedule::kSquaredcosCapV2})
+       {BetaSchedule::kLinear, BetaSchedule::kScaledLinear, BetaSchedule::kSquaredcosCapV2,
+        BetaSchedule::kSigmoid, BetaSchedule::kConst, BetaSchedule::kWarmup10,
+        BetaSchedule::kWarmup50, BetaSchedule::kJsd})
     CHECK(scheduler_from_json({{"beta_schedule", name_of(kind)}}, "s").beta_schedule == kind);
   for (const auto kind :
        {PredictionType::kEpsilon, PredictionType::kSample, PredictionType::kVPrediction})
@@ -284,12 +286,36 @@ TEST_CASE("config: sizes that do not fit together", "[config]") {
   CHECK_THAT(unet_error(j), Contains("96 is not a multiple of attention_head_dim 64"));
 }
 
+TEST_CASE("config: a schedule that diffusers has no word for takes its betas along", "[config]") {
+  SchedulerConfig c;
+  c.beta_schedule = BetaSchedule::kJsd;
+  c.num_train_timesteps = 4;
+  const json written = to_diffusers_json(c);
+  CHECK(written["trained_betas"] == json{0.25, 1.0 / 3, 0.5, 1.0});
+  CHECK(parse_scheduler_config(written.dump(), "s") == c);
+  CHECK(scheduler_from_json(json(to_json(c)), "s") == c);  // a run's config has the word alone
+  json other = written;
+  other["trained_betas"][1] = 0.3;
+  CHECK_THAT(error_of(Status::kConfig, [&] { parse_scheduler_config(other.dump(), "s"); }),
+             Contains("trained_betas") && Contains("jsd"));
+  other = written;
+  other["num_train_timesteps"] = 5;
+  CHECK_THAT(error_of(Status::kConfig, [&] { parse_scheduler_config(other.dump(), "s"); }),
+             Contains("trained_betas"));
+  c.beta_schedule = BetaSchedule::kSigmoid;  // diffusers' own
+  CHECK_FALSE(to_diffusers_json(c).contains("trained_betas"));
+  // The longest there can be.
+  c.beta_schedule = BetaSchedule::kJsd;
+  c.num_train_timesteps = 100000;
+  CHECK(parse_scheduler_config(to_text(to_diffusers_json(c)), "s") == c);
+}
+
 TEST_CASE("config: schedulers that mean another process", "[config]") {
   const std::pair<const char*, json> bad[] = {{"_class_name", "PNDMScheduler"},
                                               {"num_train_timesteps", 1},
                                               {"num_train_timesteps", 1e3},
                                               {"num_train_timesteps", 10000000},
-                                              {"beta_schedule", "sigmoid"},
+                                              {"beta_schedule", "laplace"},
                                               {"beta_start", 0},
                                               {"beta_end", 1},
                                               {"beta_end", nullptr},
@@ -315,7 +341,7 @@ TEST_CASE("config: schedulers that mean another process", "[config]") {
     INFO(key << " = " << value);
     CHECK_THAT(scheduler_error(key, value), Contains(key) && Contains("scheduler_config.json"));
   }
-  CHECK_THAT(scheduler_error("beta_schedule", "sigmoid"),
+  CHECK_THAT(scheduler_error("beta_schedule", "laplace"),
              Contains("linear") && Contains("scaled_linear") && Contains("squaredcos_cap_v2"));
   CHECK_THAT(error_of(Status::kConfig,
                       [] {

@@ -249,6 +249,47 @@ TEST_CASE("sampler: whole chains against diffusers", "[sampler]") {
   }
 }
 
+TEST_CASE("sampler: chains from pure noise, where alpha-bar is 0", "[sampler]") {
+  SchedulerConfig c;
+  c.beta_schedule = BetaSchedule::kJsd;
+  c.num_train_timesteps = 8;
+  const Schedule s(c);
+  for (const auto type :
+       {PredictionType::kEpsilon, PredictionType::kSample, PredictionType::kVPrediction}) {
+    c.prediction_type = type;
+    // x_0 at t = 7: unknown, the output, minus the output.
+    const float by_out[] = {0, 1, -1};
+    const SamplerRow ddpm = ddpm_row(s, c, 7, 6);
+    CHECK(ddpm.x0_x == 0);
+    CHECK(ddpm.x0_out == by_out[static_cast<size_t>(type)]);
+    CHECK(ddpm.x_x == 0);
+    CHECK(ddpm.x_x0 == Approx(std::sqrt(1.0 / 8)));
+    CHECK(ddpm.x_z == Approx(std::sqrt(7.0 / 8)));
+    for (const auto kind : {SamplerKind::kDdpm, SamplerKind::kDdim, SamplerKind::kDpmpp2m}) {
+      const auto rows = sampler_rows(s, c, {.kind = kind, .spacing = Spacing::kLinspace});
+      REQUIRE(rows[0].t == 7);
+      for (const SamplerRow& r : rows)
+        for (const float v : {r.x0_x, r.x0_out, r.x_x, r.x_x0, r.x_out, r.x_previous, r.x_z})
+          CHECK(std::isfinite(v));
+      // The network that knows x_0 = 0.5 of every pixel leads any start there.
+      Values x{3, -1, 0.25}, previous(3);
+      for (const SamplerRow& r : rows) {
+        const double ab = s.alpha_bar(r.t), signal = std::sqrt(ab), noise = std::sqrt(1 - ab);
+        for (size_t i = 0; i < x.size(); ++i) {
+          const double eps = (x[i] - signal * 0.5) / noise;
+          const double out = type == PredictionType::kEpsilon  ? eps
+                             : type == PredictionType::kSample ? 0.5
+                                                               : signal * eps - noise * 0.5;
+          const double x0 = r.x0_x * x[i] + r.x0_out * out;
+          x[i] = r.x_x * x[i] + r.x_x0 * x0 + r.x_out * out + r.x_previous * previous[i];
+          previous[i] = x0;
+        }
+      }
+      for (const double v : x) CHECK(v == Approx(0.5).margin(1e-5));
+    }
+  }
+}
+
 TEST_CASE("sampler: defaults", "[sampler]") {
   SchedulerConfig c;
   const Schedule s(c);

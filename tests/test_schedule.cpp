@@ -74,11 +74,81 @@ TEST_CASE("schedule: alpha-bar of the other schedules", "[schedule]") {
   CHECK(cosine.ab[999] == Approx(2.4288e-09).epsilon(2e-5));
 }
 
+// From decimal arithmetic with 40 digits.
+TEST_CASE("schedule: the authors' other schedules, and sigmoid", "[schedule]") {
+  struct Row {
+    BetaSchedule kind;
+    size_t t;
+    double beta, ab;
+  };
+  const Row rows[] = {
+      {BetaSchedule::kConst, 0, 0.02, 0.98},
+      {BetaSchedule::kConst, 250, 0.02, 6.2768969510e-3},
+      {BetaSchedule::kConst, 999, 0.02, 1.6829673572e-9},
+      {BetaSchedule::kWarmup10, 0, 1e-4, 0.9999},
+      {BetaSchedule::kWarmup10, 1, 3.0101010101e-4, 9.9959902000e-1},
+      {BetaSchedule::kWarmup10, 99, 0.02, std::nan("")},
+      {BetaSchedule::kWarmup10, 250, 0.02, 1.7207485184e-2},
+      {BetaSchedule::kWarmup10, 999, 0.02, 4.6136866817e-9},
+      {BetaSchedule::kWarmup50, 1, 1.3987975952e-4, 9.9976013423e-1},
+      {BetaSchedule::kWarmup50, 250, 1.0069939880e-2, 2.7785881351e-1},
+      {BetaSchedule::kWarmup50, 500, 0.02, 6.2256565811e-3},
+      {BetaSchedule::kWarmup50, 999, 0.02, 2.6061351337e-7},
+      {BetaSchedule::kSigmoid, 0, 1.4920520082e-4, 9.9985079480e-1},
+      {BetaSchedule::kSigmoid, 250, 1.0464782947e-3, 9.0279891622e-1},
+      {BetaSchedule::kSigmoid, 500, 1.0079879790e-2, 2.9888762785e-1},
+      {BetaSchedule::kSigmoid, 999, 1.9950794799e-2, 3.9681819905e-5},
+  };
+  for (const Row& r : rows) {
+    const Schedule s = make(r.kind);
+    INFO(name_of(r.kind) << " t " << r.t);
+    CHECK(s.beta[r.t] == digits9(r.beta));
+    if (!std::isnan(r.ab)) CHECK(s.ab[r.t] == digits9(r.ab));
+  }
+}
+
+TEST_CASE("schedule: jsd halves nothing and ends in noise", "[schedule]") {
+  for (const int timesteps : {2, 3, 1000, 4000}) {
+    const Schedule s = make(BetaSchedule::kJsd, timesteps);
+    const size_t last = static_cast<size_t>(timesteps) - 1;
+    for (size_t t = 0; t < last; ++t) {
+      REQUIRE(s.beta[t] == digits9(1.0 / (timesteps - static_cast<double>(t))));
+      REQUIRE(s.ab[t] == digits9((static_cast<double>(last) - static_cast<double>(t)) / timesteps));
+    }
+    CHECK(s.beta[last] == 1);
+    CHECK(s.ab[last] == 0);
+    CHECK(s.snr[last] == 0);
+    CHECK(std::isinf(s.sqrt_recip[last]));
+    CHECK(std::isinf(s.sqrt_recipm1[last]));
+    // The posterior there: x_{t-1} owes nothing to x_t.
+    CHECK(s.coef2[last] == 0);
+    CHECK(s.coef1[last] == digits9(std::sqrt(1.0 / timesteps)));
+    CHECK(s.post_var[last] == digits9(1 - 1.0 / timesteps));
+    const std::vector<float> table = s.noise_table();
+    CHECK(table[2 * last] == 0);
+    CHECK(table[2 * last + 1] == 1);
+  }
+}
+
+TEST_CASE("schedule: a warm-up of few timesteps", "[schedule]") {
+  // int(T share): none of 9 timesteps rises, one of 10 is the start alone, then two.
+  CHECK(make(BetaSchedule::kWarmup10, 9).beta == std::vector<double>(9, 0.02));
+  const Schedule ten = make(BetaSchedule::kWarmup10, 10);
+  CHECK(ten.beta[0] == 1e-4);
+  CHECK(ten.beta[1] == 0.02);
+  const Schedule five = make(BetaSchedule::kWarmup50, 5);
+  CHECK(five.beta == std::vector<double>{1e-4, 0.02, 0.02, 0.02, 0.02});
+  CHECK(make(BetaSchedule::kWarmup50, 7).beta[1] == digits9((1e-4 + 0.02) / 2));
+}
+
 TEST_CASE("schedule: identities between the tables", "[schedule]") {
   for (const auto kind :
-       {BetaSchedule::kLinear, BetaSchedule::kScaledLinear, BetaSchedule::kSquaredcosCapV2})
-    for (const int timesteps : {2, 3, 10, 1000, 4000}) {
+       {BetaSchedule::kLinear, BetaSchedule::kScaledLinear, BetaSchedule::kSquaredcosCapV2,
+        BetaSchedule::kSigmoid, BetaSchedule::kConst, BetaSchedule::kWarmup10,
+        BetaSchedule::kWarmup50, BetaSchedule::kJsd})
+    for (const int timesteps : {2, 3, 10, 1000, 2500}) {
       const Schedule s = make(kind, timesteps);
+      INFO(name_of(kind));
       REQUIRE(s.timesteps() == timesteps);
       CHECK(s.alpha_bar(-1) == 1);
       for (int t = 0; t < timesteps; ++t) {
@@ -87,11 +157,13 @@ TEST_CASE("schedule: identities between the tables", "[schedule]") {
         REQUIRE(s.alpha_bar(t) == s.ab[i]);
         REQUIRE(s.abp[i] == s.alpha_bar(t - 1));
         REQUIRE(s.ab[i] == Approx(s.abp[i] * (1 - s.beta[i])).epsilon(1e-15));
-        REQUIRE(s.sqrt_ab[i] * s.sqrt_recip[i] == Approx(1).epsilon(1e-14));
         REQUIRE(s.sqrt_ab[i] * s.sqrt_ab[i] + s.sqrt_1mab[i] * s.sqrt_1mab[i] ==
                 Approx(1).epsilon(1e-14));
         // 1 - ab cancels, so what involves it agrees to eps / (1 - ab).
-        REQUIRE(s.sqrt_recipm1[i] * s.sqrt_recipm1[i] * s.snr[i] == Approx(1).epsilon(1e-10));
+        if (s.ab[i] > 0) {
+          REQUIRE(s.sqrt_ab[i] * s.sqrt_recip[i] == Approx(1).epsilon(1e-14));
+          REQUIRE(s.sqrt_recipm1[i] * s.sqrt_recipm1[i] * s.snr[i] == Approx(1).epsilon(1e-10));
+        }
         REQUIRE(s.log_1mab[i] == Approx(2 * std::log(s.sqrt_1mab[i])).epsilon(1e-13).margin(1e-15));
         // The posterior mean of x_t = sqrt_ab x_0 without noise is sqrt_abp x_0.
         REQUIRE(s.coef1[i] + s.coef2[i] * s.sqrt_ab[i] ==
@@ -128,6 +200,8 @@ TEST_CASE("schedule: betas that cannot be used", "[schedule]") {
   CHECK(status(c) == Status::kConfig);
   c.num_train_timesteps = 10;
   CHECK(status(c) == Status::kOk);
+  c = {.num_train_timesteps = 4000, .beta_schedule = BetaSchedule::kConst};
+  CHECK(status(c) == Status::kConfig);  // 0.98^4000
   for (const double bad : {0.0, -1e-4, 1.0, 1e-17, std::numeric_limits<double>::quiet_NaN(),
                            std::numeric_limits<double>::infinity()}) {
     c = {};
