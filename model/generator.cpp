@@ -44,11 +44,15 @@ SamplingGraph build_sampling_graph(Backend& backend, const UNetConfig& unet, int
 
 Generator::Generator(Backend& backend, const UNetConfig& unet, const SchedulerConfig& scheduler,
                      const SamplerOptions& sampler, int batch_size, const Weights& weights)
+    : Generator(backend, unet, scheduler.num_train_timesteps,
+                sampler_rows(Schedule(scheduler), scheduler, sampler), batch_size, weights) {}
+
+Generator::Generator(Backend& backend, const UNetConfig& unet, int timesteps,
+                     std::vector<SamplerRow> rows, int batch_size, const Weights& weights)
     : shape_{batch_size, unet.sample_height, unet.sample_width, unet.in_channels},
       classes_(unet.num_class_embeds.value_or(0)),
-      rows_(sampler_rows(Schedule(scheduler), scheduler, sampler)) {
-  SamplingGraph s =
-      build_sampling_graph(backend, unet, scheduler.num_train_timesteps, batch_size, steps());
+      rows_(std::move(rows)) {
+  SamplingGraph s = build_sampling_graph(backend, unet, timesteps, batch_size, steps());
   x_ = s.x;
   x0_ = s.previous;
   slots_tensor_ = s.slots;
@@ -56,8 +60,7 @@ Generator::Generator(Backend& backend, const UNetConfig& unet, const SchedulerCo
   slots_.resize(static_cast<size_t>(shape_.n));
   labels_.resize(static_cast<size_t>(shape_.n));
   const auto planned_at = [&](int batch) {
-    return planned_bytes(
-        build_sampling_graph(backend, unet, scheduler.num_train_timesteps, batch, steps()).graph);
+    return planned_bytes(build_sampling_graph(backend, unet, timesteps, batch, steps()).graph);
   };
   const size_t arena = sizeof(float) * static_cast<size_t>(s.graph.params().arena_size());
   require_memory(s.graph, arena, batch_size, planned_at);
@@ -66,9 +69,9 @@ Generator::Generator(Backend& backend, const UNetConfig& unet, const SchedulerCo
   executor_ = std::make_unique<Executor>(std::move(s.graph), arenas);
   executor_->upload(s.rows, rows_.data());
   if (!s.timesteps) return;
-  std::vector<int32_t> timesteps;
-  for (const SamplerRow& row : rows_) timesteps.push_back(row.t);
-  executor_->upload(s.timesteps, timesteps.data());
+  std::vector<int32_t> of_rows;
+  for (const SamplerRow& row : rows_) of_rows.push_back(row.t);
+  executor_->upload(s.timesteps, of_rows.data());
 }
 
 void Generator::begin(uint64_t seed, uint64_t first, const int32_t* labels, const uint64_t* seeds) {
@@ -88,17 +91,52 @@ void Generator::begin(uint64_t seed, uint64_t first, const int32_t* labels, cons
 
 std::vector<float> Generator::run_chain(int count, const Progress& progress) {
   executor_->steps(steps(), progress);
+  return images(count);
+}
+
+std::vector<float> Generator::latents(int count) const {
   const StepState state = executor_->state();
   if (state.nonfinite != 0)
     fail(Status::kNonFinite,
          "sampling produced values that are not finite at step %llu of %d: the weights are damaged "
          "or the training diverged",
          static_cast<unsigned long long>(state.bad_step), steps());
-  std::vector<float> images(static_cast<size_t>(shape_.count()));
-  executor_->download(images.data(), x_);
-  images.resize(images.size() / static_cast<size_t>(shape_.n) * static_cast<size_t>(count));
+  std::vector<float> x = batch_of(x_);
+  x.resize(x.size() / static_cast<size_t>(shape_.n) * static_cast<size_t>(count));
+  return x;
+}
+
+std::vector<float> Generator::images(int count) const {
+  std::vector<float> images = latents(count);
   for (float& v : images) v = std::clamp(v, -1.0f, 1.0f);
   return images;
+}
+
+std::vector<float> Generator::batch_of(Tensor t) const {
+  std::vector<float> values(static_cast<size_t>(shape_.count()));
+  executor_->download(values.data(), t);
+  return values;
+}
+
+std::vector<float> Generator::start_noise(uint64_t seed, uint64_t first) {
+  begin(seed, first);
+  executor_->run(Phase::kStart);
+  return batch_of(x_);
+}
+
+Generator::Suspended Generator::suspend() const {
+  const auto done = static_cast<size_t>(executor_->state().step);
+  const bool reads_previous = done < rows_.size() && rows_[done].x_previous != 0;
+  return {static_cast<int>(done), batch_of(x_), reads_previous ? batch_of(x0_) : Suspended().x};
+}
+
+void Generator::resume(uint64_t seed, uint64_t first, const int32_t* labels, const Suspended& s) {
+  begin(seed, first, labels);
+  StepState state = executor_->state();
+  state.step = static_cast<uint64_t>(s.done);
+  executor_->set_state(state);
+  executor_->upload(x_, s.x.data());
+  if (!s.previous.empty()) executor_->upload(x0_, s.previous.data());
 }
 
 std::vector<float> Generator::sample(uint64_t seed, uint64_t first, int count,

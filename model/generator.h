@@ -22,6 +22,9 @@ class Generator {
 
   Generator(Backend& backend, const UNetConfig& unet, const SchedulerConfig& scheduler,
             const SamplerOptions& sampler, int batch_size, const Weights& weights);
+  // A chain of these rows, of a model of `timesteps` timesteps.
+  Generator(Backend& backend, const UNetConfig& unet, int timesteps, std::vector<SamplerRow> rows,
+            int batch_size, const Weights& weights);
 
   // Call one of these before the first chain. The second is for weights that are this generator's
   // alone and final: it gives back what it has packed.
@@ -44,6 +47,22 @@ class Generator {
              const uint64_t* seeds = nullptr);
   Tensor x() const { return x_; }
   Tensor x0() const { return x0_; }  // what the last step took for the image
+  const std::vector<SamplerRow>& rows() const { return rows_; }
+
+  // The noise (batch,H,W,C) that begin() and run(Phase::kStart) give images `first`, ...
+  std::vector<float> start_noise(uint64_t seed, uint64_t first);
+  // Of a chain by hand, both (count,H,W,C): x as it is, and as images, clamped to [-1, 1].
+  // Throw Error(kNonFinite) where a step put out values that are not finite.
+  std::vector<float> latents(int count) const;
+  std::vector<float> images(int count) const;
+  // What a chain is after some of its steps: resume() in place of begin(), and the same bits come
+  // out of the rest, from the same rows, weights, plan, seed, first and labels.
+  struct Suspended {
+    int done = 0;                    // steps
+    std::vector<float> x, previous;  // (batch,H,W,C); previous empty where the next row has none
+  };
+  Suspended suspend() const;
+  void resume(uint64_t seed, uint64_t first, const int32_t* labels, const Suspended&);
 
   int batch_size() const { return shape_.n; }
   int steps() const { return static_cast<int>(rows_.size()); }
@@ -53,6 +72,7 @@ class Generator {
 
  private:
   std::vector<float> run_chain(int count, const Progress& progress);
+  std::vector<float> batch_of(Tensor t) const;
 
   Shape shape_;
   int classes_ = 0;

@@ -101,6 +101,15 @@ Pipeline open_pipeline(const std::string& path) {
        path.c_str());
 }
 
+std::string model_hash(const Pipeline& p) {
+  const SafetensorsReader weights(p.weights);
+  std::map<std::string, std::string> lines;  // in the order of the names, not of the file
+  for (const TensorInfo& t : weights.tensors()) lines[t.name] = weights.hash(t);
+  std::string text = to_text(to_json(p.unet));
+  for (const auto& [name, hash] : lines) text += name + " " + hash + "\n";
+  return hash_of(text);
+}
+
 std::unique_ptr<ParamStore> load_store(Backend& backend, const SafetensorsReader& weights,
                                        const Params& params) {
   auto store = std::make_unique<ParamStore>(backend, params, std::vector<Arena>{Arena::kWeights});

@@ -31,6 +31,9 @@ struct Pipeline {
 // last checkpoint). Error(kConfig) if it is none of them.
 Pipeline open_pipeline(const std::string& path);
 
+// 16 hex digits of the network's configuration and weights: what it computes hangs on nothing else.
+std::string model_hash(const Pipeline&);
+
 // The weights of a pipeline or of an open weights file, in an arena laid out for `params`.
 std::unique_ptr<ParamStore> load_store(Backend&, const Pipeline&, const Params& params);
 std::unique_ptr<ParamStore> load_store(Backend&, const SafetensorsReader&, const Params& params);

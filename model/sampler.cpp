@@ -96,6 +96,50 @@ int spaced_timestep(SamplerKind kind, Spacing spacing, int i, int steps, int cou
   fail(Status::kBug, "unknown spacing %d", static_cast<int>(spacing));
 }
 
+// The list of the options, whole and descending.
+std::vector<int> given_timesteps(const Schedule& s, const SamplerOptions& o) {
+  if (o.timesteps.empty()) {
+    const Spacing usual = o.kind == SamplerKind::kDpmpp2m ? Spacing::kLinspace : Spacing::kLeading;
+    return sampler_timesteps(o.kind, o.spacing.value_or(usual),
+                             o.steps.value_or(default_steps(o.kind, s.timesteps())), s.timesteps());
+  }
+  if (o.steps || o.spacing)
+    fail(Status::kUsage,
+         "timesteps are given one by one: leave out the number of steps and spacing");
+  std::vector<int> list = o.timesteps;
+  std::sort(list.rbegin(), list.rend());
+  for (const int t : list)
+    if (t < 0 || t >= s.timesteps())
+      fail(Status::kUsage, "timestep %d: the model has 0 to %d", t, s.timesteps() - 1);
+  if (const auto twice = std::adjacent_find(list.begin(), list.end()); twice != list.end())
+    fail(Status::kUsage, "timestep %d is given twice", *twice);
+  return list;
+}
+
+// Of `rows` rows, the first that is run.
+size_t first_row(size_t rows, double strength) {
+  if (!(strength > 0 && strength <= 1))
+    fail(Status::kUsage, "strength %g: use more than 0, at most 1", strength);
+  // 50 * 0.58 is a little less than 29.
+  const auto run = static_cast<size_t>(static_cast<double>(rows) * strength * (1 + 1e-12));
+  if (run == 0)
+    fail(Status::kUsage, "strength %g of %zu steps is less than one step; use at least %g",
+         strength, rows, 1 / static_cast<double>(rows));
+  return rows - std::min(run, rows);
+}
+
+// x' = a x + b out solved for x, out being the same. Where x' is the prediction of x_0 alone, as
+// `sample` has it at a chain's end, x' is as good an x as any.
+SamplerRow inverse_row(const SamplerRow& row) {
+  const double a = row.x_x + double{row.x_x0} * row.x0_x;
+  const double b = row.x_out + double{row.x_x0} * row.x0_out;
+  SamplerRow back;
+  back.t = row.t;
+  back.x_x = a == 0 ? 1 : static_cast<float>(1 / a);
+  if (a != 0) back.x_out = static_cast<float>(-b / a);
+  return back;
+}
+
 size_t index_of(const char* what, const std::vector<std::string>& names, std::string_view name) {
   const auto found = std::find(names.begin(), names.end(), name);
   if (found == names.end())
@@ -195,27 +239,40 @@ std::vector<SamplerRow> sampler_rows(const Schedule& s, const SchedulerConfig& c
   if (o.eta != 0 && o.kind != SamplerKind::kDdim)
     fail(Status::kUsage, "eta %g: sampler %s has no eta; use it with ddim only", o.eta,
          name_of(o.kind).c_str());
-  const Spacing usual = o.kind == SamplerKind::kDpmpp2m ? Spacing::kLinspace : Spacing::kLeading;
-  const int steps = o.steps.value_or(default_steps(o.kind, s.timesteps()));
-  const std::vector<int> list =
-      sampler_timesteps(o.kind, o.spacing.value_or(usual), steps, s.timesteps());
+  const std::vector<int> list = given_timesteps(s, o);
+  SchedulerConfig config = c;
+  config.clip_sample = o.clip.value_or(c.clip_sample);
   std::vector<SamplerRow> rows;
   std::optional<int> before;
-  for (size_t i = 0; i < list.size(); ++i) {
+  for (size_t i = first_row(list.size(), o.strength); i < list.size(); ++i) {
     const int t = list[i], next = i + 1 < list.size() ? list[i + 1] : -1;
     switch (o.kind) {
       case SamplerKind::kDdpm:
-        rows.push_back(ddpm_row(s, c, t, next));
+        rows.push_back(ddpm_row(s, config, t, next));
         break;
       case SamplerKind::kDdim:
-        rows.push_back(ddim_row(s, c, t, next, o.eta));
+        rows.push_back(ddim_row(s, config, t, next, o.eta));
         break;
       case SamplerKind::kDpmpp2m:
-        rows.push_back(dpmpp2m_row(s, c, before, t, next));
+        rows.push_back(dpmpp2m_row(s, config, before, t, next));
         break;
     }
     before = t;
   }
+  return rows;
+}
+
+std::vector<SamplerRow> ddim_inverse_rows(const Schedule& s, const SchedulerConfig& c,
+                                          const SamplerOptions& o) {
+  if (o.kind != SamplerKind::kDdim || o.eta != 0 || o.strength != 1)
+    fail(Status::kUsage, "only a whole chain of ddim with eta 0 can be led back");
+  const std::vector<int> list = given_timesteps(s, o);
+  SchedulerConfig config = c;
+  config.clip_sample = false;
+  std::vector<SamplerRow> rows;
+  for (size_t i = list.size(); i-- > 0;)
+    rows.push_back(
+        inverse_row(ddim_row(s, config, list[i], i + 1 < list.size() ? list[i + 1] : -1, 0)));
   return rows;
 }
 

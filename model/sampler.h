@@ -27,14 +27,29 @@ struct SamplerOptions {
   std::optional<int> steps;        // ddpm 1000, ddim 50, dpmpp2m 20, never more than there are
   std::optional<Spacing> spacing;  // ddpm, ddim leading; dpmpp2m linspace
   double eta = 0;                  // ddim's share of ddpm's noise, 0..1
+  // In place of steps and spacing: these, in any order, each once. ddpm then has the betas of the
+  // process that is left (Nichol & Dhariwal 2021, section 4).
+  std::vector<int> timesteps{};
+  // The share of the chain, its end, that is run, for a start that is not pure noise: of N steps
+  // the last int(N strength), as diffusers has it. In (0, 1].
+  double strength = 1;
+  std::optional<bool> clip{};  // in place of the configuration's clip_sample
 };
 
 // Timesteps as diffusers' scheduler of that name spaces them (steps_offset 0), descending.
 std::vector<int> sampler_timesteps(SamplerKind, Spacing, int steps, int num_train_timesteps);
 
-// The whole chain, first row first. Throws Error(kUsage) for steps or eta that cannot be.
+// The whole chain, first row first. Throws Error(kUsage) for options that cannot be.
 std::vector<SamplerRow> sampler_rows(const Schedule&, const SchedulerConfig&,
                                      const SamplerOptions&);
+
+// The way back of a chain of ddim with eta 0 and without clipping: rows that lead images to the
+// x_T whose chain gives them again (Song et al. 2020, section 4.3), the clean end first. Each row
+// asks the network at its own timestep, but of the image it comes from: what the network says of
+// the image it leads to would be exact. So the error of the way there and back shrinks as the
+// steps grow in number. Throws Error(kUsage) for another sampler, eta or strength.
+std::vector<SamplerRow> ddim_inverse_rows(const Schedule&, const SchedulerConfig&,
+                                          const SamplerOptions&);
 
 // Single rows: from timestep t to `next` < t, where -1 is the clean image.
 SamplerRow ddpm_row(const Schedule&, const SchedulerConfig&, int t, int next);

@@ -117,6 +117,15 @@ TEST_CASE("command line: what is mistyped is exit 2 with the nearest name", "[co
   check_fails(run(sample + " --steps 1001"), Status::kUsage, "1000");
   check_fails(run(sample + " --steps 0"), Status::kUsage, "1");
   check_fails(run(sample + " --num 0"), Status::kUsage, "--num");
+  check_fails(run(sample + " --timesteps 0,1000"), Status::kUsage, "1000");
+  check_fails(run(sample + " --timesteps 0,10 --steps 2"), Status::kUsage, "--steps");
+  check_fails(run(sample + " --strength 0.5"), Status::kUsage, "--from");
+  check_fails(run(sample + " --from shapes --strength 2"), Status::kUsage, "strength");
+  check_fails(run(sample + " --from shapes --init x"), Status::kUsage, "--init");
+  check_fails(run(sample + " --invert shapes"), Status::kUsage, ".safetensors");
+  check_fails(run(sample + " --suspend-at 3"), Status::kUsage, "--suspend");
+  check_fails(run(sample + " --resume x --steps 3"), Status::kUsage, "--steps");
+  check_fails(run(sample + " --resume " + tmp / "x"), Status::kConfig, tmp / "x");
   check_fails(run("info"), Status::kUsage, "--preset");
   CHECK(std::filesystem::is_empty(tmp.path()));
 }

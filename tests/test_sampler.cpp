@@ -290,6 +290,151 @@ TEST_CASE("sampler: chains from pure noise, where alpha-bar is 0", "[sampler]") 
   }
 }
 
+namespace {
+
+bool same(const SamplerRow& a, const SamplerRow& b) {
+  return a.t == b.t && a.x0_x == b.x0_x && a.x0_out == b.x0_out && a.clip == b.clip &&
+         a.x_x == b.x_x && a.x_x0 == b.x_x0 && a.x_out == b.x_out && a.x_previous == b.x_previous &&
+         a.x_z == b.x_z;
+}
+
+bool same(const std::vector<SamplerRow>& a, const std::vector<SamplerRow>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const SamplerRow& x, const SamplerRow& y) { return same(x, y); });
+}
+
+}  // namespace
+
+TEST_CASE("sampler: a list of timesteps of one's own", "[sampler]") {
+  SchedulerConfig c;
+  const Schedule s(c);
+  for (const auto kind : {SamplerKind::kDdpm, SamplerKind::kDdim, SamplerKind::kDpmpp2m})
+    CHECK(same(sampler_rows(s, c, {.kind = kind, .steps = 4, .spacing = Spacing::kTrailing}),
+               sampler_rows(s, c, {.kind = kind, .timesteps = {249, 999, 499, 749}})));
+
+  // ddpm is the ancestral chain of a process that has these timesteps alone: its betas give the
+  // tables of any other's.
+  const std::vector<int> kept{0, 9, 39, 88, 400, 999};
+  for (const auto variance : {VarianceType::kFixedSmall, VarianceType::kFixedLarge}) {
+    c.variance_type = variance;
+    const auto rows = sampler_rows(s, c, {.timesteps = kept});
+    REQUIRE(rows.size() == kept.size());
+    double ab = 1;
+    for (size_t i = 0; i < kept.size(); ++i) {
+      const double beta = 1 - s.alpha_bar(kept[i]) / (i == 0 ? 1 : s.alpha_bar(kept[i - 1]));
+      const double abp = ab;
+      ab *= 1 - beta;
+      const SamplerRow& row = rows[kept.size() - 1 - i];
+      CHECK(row.t == kept[i]);  // what the network is told is the old number
+      CHECK(row.x_x0 == Approx(beta * std::sqrt(abp) / (1 - ab)).epsilon(1e-6));
+      CHECK(row.x_x == Approx((1 - abp) * std::sqrt(1 - beta) / (1 - ab)).epsilon(1e-6));
+      const double sigma2 =
+          variance == VarianceType::kFixedLarge ? beta : beta * (1 - abp) / (1 - ab);
+      CHECK(row.x_z == Approx(i == 0 ? 0 : std::sqrt(sigma2)).epsilon(1e-6));
+    }
+  }
+  const auto error = [&](const SamplerOptions& o) {
+    return error_of([&] { sampler_rows(s, c, o); });
+  };
+  using Catch::Contains;
+  CHECK_THAT(error({.timesteps = {1000}}), Contains("1000") && Contains("0 to 999"));
+  CHECK_THAT(error({.timesteps = {5, -1}}), Contains("-1"));
+  CHECK_THAT(error({.timesteps = {7, 5, 7}}), Contains("7") && Contains("twice"));
+  CHECK_THAT(error({.steps = 2, .timesteps = {7, 5}}), Contains("steps"));
+}
+
+TEST_CASE("sampler: the end of a chain, for a start that is an image", "[sampler]") {
+  SchedulerConfig c;
+  const Schedule s(c);
+  const auto rows = [&](SamplerKind kind, double strength) {
+    return sampler_rows(s, c, {.kind = kind, .steps = 50, .strength = strength});
+  };
+  // diffusers' get_timesteps: of 50 steps 0.58 leaves 29, though 50 * 0.58 is a little less.
+  const std::pair<double, size_t> lengths[] = {{1, 50},   {0.99, 49}, {0.58, 29},
+                                               {0.5, 25}, {0.039, 1}, {0.02, 1}};
+  for (const auto kind : {SamplerKind::kDdpm, SamplerKind::kDdim}) {
+    const auto whole = rows(kind, 1);
+    for (const auto& [strength, length] : lengths) {
+      INFO(strength);
+      const auto part = rows(kind, strength);
+      CHECK(part.size() == length);
+      CHECK(same(part, {whole.end() - static_cast<std::ptrdiff_t>(part.size()), whole.end()}));
+    }
+  }
+  const auto dpm = rows(SamplerKind::kDpmpp2m, 0.5);
+  CHECK(dpm[0].x_previous == 0);  // there is none
+  CHECK(dpm[1].x_previous != 0);
+  const auto error = [&](double strength) {
+    return error_of([&] { rows(SamplerKind::kDdim, strength); });
+  };
+  using Catch::Contains;
+  CHECK_THAT(error(0), Contains("strength"));
+  CHECK_THAT(error(1.1), Contains("strength"));
+  CHECK_THAT(error(0.019), Contains("0.02"));
+}
+
+namespace {
+
+using Network = std::function<double(double x, int t)>;
+
+// The largest |there and back - x| over images of -1 .. 1, of a chain of ddim with eta 0.
+double round_trip_error(const SchedulerConfig& c, const SamplerOptions& o, const Network& network) {
+  const Schedule s(c);
+  double worst = 0;
+  for (double start = -1; start <= 1; start += 0.25) {
+    double x = start;
+    for (const auto& rows : {ddim_inverse_rows(s, c, o), sampler_rows(s, c, o)})
+      for (const SamplerRow& r : rows) {
+        const double out = network(x, r.t);
+        x = r.x_x * x + r.x_x0 * (r.x0_x * x + r.x0_out * out) + r.x_out * out;
+      }
+    worst = std::max(worst, std::abs(x - start));
+  }
+  return worst;
+}
+
+// What the best network says of images N(0.1, 0.5^2).
+Network gaussian(const SchedulerConfig& c) {
+  return [s = Schedule(c), type = c.prediction_type](double x, int t) {
+    const double ab = s.alpha_bar(t), signal = std::sqrt(ab), noise = std::sqrt(1 - ab);
+    const double x0 = 0.1 + signal * 0.25 * (x - signal * 0.1) / (ab * 0.25 + 1 - ab);
+    const double eps = (x - signal * x0) / noise;
+    if (type == PredictionType::kSample) return x0;
+    return type == PredictionType::kEpsilon ? eps : signal * eps - noise * x0;
+  };
+}
+
+}  // namespace
+
+TEST_CASE("sampler: ddim led back, and there again", "[sampler]") {
+  SchedulerConfig c;
+  c.clip_sample = false;
+  const auto options = [](int steps) {
+    return SamplerOptions{.kind = SamplerKind::kDdim, .steps = steps};
+  };
+  for (const auto type :
+       {PredictionType::kEpsilon, PredictionType::kSample, PredictionType::kVPrediction}) {
+    c.prediction_type = type;
+    INFO(name_of(type));
+    // A network that does not look at x is led back exactly: floats of rows, at most 157 in size.
+    if (type != PredictionType::kSample)
+      CHECK(round_trip_error(c, options(20), [](double, int t) { return 0.3 - 4e-4 * t; }) < 1e-4);
+    const double at_50 = round_trip_error(c, options(50), gaussian(c)),
+                 at_200 = round_trip_error(c, options(200), gaussian(c)),
+                 at_1000 = round_trip_error(c, options(1000), gaussian(c));
+    INFO(at_50 << " " << at_200 << " " << at_1000);
+    CHECK(at_50 < 0.3);
+    CHECK(at_200 < at_50 / 3);  // of first order
+    CHECK(at_1000 < at_200 / 3);
+    CHECK(at_1000 < 0.004);
+  }
+  using Catch::Contains;
+  const Schedule s(c);
+  CHECK_THAT(error_of([&] { ddim_inverse_rows(s, c, {}); }), Contains("ddim"));
+  CHECK_THAT(error_of([&] { ddim_inverse_rows(s, c, {.kind = SamplerKind::kDdim, .eta = 0.1}); }),
+             Contains("eta"));
+}
+
 TEST_CASE("sampler: defaults", "[sampler]") {
   SchedulerConfig c;
   const Schedule s(c);
@@ -317,9 +462,11 @@ TEST_CASE("sampler: clipping follows the configuration", "[sampler]") {
   CHECK(clip(SamplerKind::kDdpm) == 0.5f);
   CHECK(clip(SamplerKind::kDdim) == 0.5f);
   CHECK(std::isinf(clip(SamplerKind::kDpmpp2m)));
+  CHECK(std::isinf(sampler_rows(s, c, {.steps = 5, .clip = false})[2].clip));
   c.clip_sample = false;
   CHECK(std::isinf(clip(SamplerKind::kDdpm)));
   CHECK(std::isinf(clip(SamplerKind::kDdim)));
+  CHECK(sampler_rows(s, c, {.steps = 5, .clip = true})[2].clip == 0.5f);
 }
 
 TEST_CASE("sampler: what cannot be asked for", "[sampler]") {

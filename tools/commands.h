@@ -30,16 +30,22 @@ struct ReplayArgs {
 void run_replay(const ReplayArgs&);
 
 struct SampleArgs {
-  std::string model, out, init;
-  std::string sampler = "ddpm", spacing;
+  std::string model, out;
+  std::string init, from, invert;  // where chains start: latents, images; images to lead back
+  std::string resume, suspend;     // files
+  std::string sampler, spacing;    // ""; ddpm, or ddim to invert; the sampler's own
+  std::vector<int> timesteps;      // in place of steps and spacing
   int64_t num = 64;
   uint64_t first = 0, seed = 0;
   int batch_size = 0;        // 0: min(num, 64)
   std::optional<int> steps;  // the sampler's default
-  double eta = 0;
+  double eta = 0, strength = 0.8;
+  std::string clip;                   // "on", "off"; "": the model's configuration
+  std::optional<int64_t> suspend_at;  // steps of this call
   DeviceOptions device;
 };
-void run_sample(const SampleArgs&);
+// Returns kStopped where a signal ended it, after writing args.suspend.
+Status run_sample(const SampleArgs&);
 
 struct ProbeArgs {
   std::string what;  // "forward" or "gradient"

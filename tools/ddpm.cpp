@@ -93,7 +93,24 @@ void add_replay(CLI::App& program, ReplayArgs& args) {
   app->callback([&] { run_replay(args); });
 }
 
-void add_sample(CLI::App& program, SampleArgs& args) {
+// How the chains of a sampler go.
+void add_chain_flags(CLI::App* app, SampleArgs& args) {
+  app->add_option("--sampler", args.sampler, "ddpm (default), ddim or dpmpp2m");
+  CLI::Option* steps =
+      app->add_option("--steps", args.steps, "default 1000 (ddpm), 50 (ddim), 20 (dpmpp2m)");
+  CLI::Option* spacing =
+      app->add_option("--spacing", args.spacing, "leading, trailing or linspace");
+  app->add_option("--timesteps", args.timesteps, "the model's timesteps to use, e.g. 0,100,400,999")
+      ->delimiter(',')
+      ->excludes(steps)
+      ->excludes(spacing);
+  app->add_option("--eta", args.eta, "ddim's share of noise")->capture_default_str();
+  app->add_option("--clip", args.clip,
+                  "on or off: clip the prediction of the image; default as the model says")
+      ->check(CLI::IsMember({"on", "off"}));
+}
+
+void add_sample(CLI::App& program, SampleArgs& args, Status& status) {
   CLI::App* app = program.add_subcommand("sample", "Draw images from a model");
   app->add_option("--model", args.model, "run folder, checkpoint or diffusers folder")->required();
   app->add_option("--out", args.out,
@@ -103,19 +120,42 @@ void add_sample(CLI::App& program, SampleArgs& args) {
   app->add_option("--first", args.first, "number of the first image")->capture_default_str();
   app->add_option("--batch-size", args.batch_size, "default min(num, 64)")
       ->check(CLI::Range(1, 1 << 20));
-  app->add_option("--sampler", args.sampler, "ddpm, ddim or dpmpp2m")->capture_default_str();
-  app->add_option("--steps", args.steps, "default 1000 (ddpm), 50 (ddim), 20 (dpmpp2m)");
-  app->add_option("--spacing", args.spacing, "leading, trailing or linspace");
-  app->add_option("--eta", args.eta, "ddim's share of noise")->capture_default_str();
+  add_chain_flags(app, args);
   app->add_option("--seed", args.seed, "image k is a function of model, seed and k")
       ->check(CLI::Range(uint64_t{0}, kMaxSeed))
       ->capture_default_str();
-  app->add_option("--init", args.init, "safetensors file with x_T, F32 [N,C,H,W]");
+  CLI::Option* init =
+      app->add_option("--init", args.init, "safetensors file with x_T, F32 [N,C,H,W]");
+  CLI::Option* from = app->add_option("--from", args.from,
+                                      "images to start from, with noise: as --data of train, a "
+                                      "PNG or JPEG file, or a .safetensors that sample wrote")
+                          ->excludes(init);
+  app->add_option("--strength", args.strength,
+                  "how much of the chain is run on --from: 1 leaves nothing of the images")
+      ->needs(from)
+      ->capture_default_str();
+  app->add_option("--invert", args.invert,
+                  "images, as for --from: write the x_T that ddim with --clip off makes them of")
+      ->excludes(init)
+      ->excludes(from);
+  CLI::Option* suspend = app->add_option(
+      "--suspend", args.suspend,
+      "FILE.safetensors that a signal has the chains written to, to go on with --resume");
+  app->add_option("--suspend-at", args.suspend_at, "write it after this many steps")
+      ->needs(suspend)
+      ->check(CLI::PositiveNumber);
+  CLI::Option* resume =
+      app->add_option("--resume", args.resume, "go on with what --suspend wrote, to the same bits");
+  for (CLI::Option* of_chain : app->get_options())
+    for (const char* name :
+         {"--num", "--first", "--batch-size", "--sampler", "--steps", "--spacing", "--timesteps",
+          "--eta", "--clip", "--seed", "--init", "--from", "--invert"})
+      if (of_chain->check_name(name)) resume->excludes(of_chain);
   app->add_flag("--batch-invariant", args.device.batch_invariant,
                 "the same bits for an image whatever the batch size");
   add_device_flags(app, args.device);
   app->footer("Example: ddpm sample --model runs/tiny --out grid.png --sampler ddim");
-  app->callback([&] { run_sample(args); });
+  app->callback([&] { status = run_sample(args); });
 }
 
 void add_probe(CLI::App& program, ProbeArgs& args) {
@@ -239,7 +279,7 @@ int run(int argc, char** argv) {
   BenchArgs bench;
   add_train(program, train, status);
   add_replay(program, replay);
-  add_sample(program, sample);
+  add_sample(program, sample, status);
   add_probe(program, probe);
   add_pack(program, pack);
   add_info(program, info);
