@@ -245,6 +245,14 @@ TEST_CASE("graph: a sampling step looks its time projections up", "[graph]") {
     for (const auto& e : backend.take_events())
       for (const void* read : e.pointers) CHECK(discarded.count(read) == 0);
 
+    // Images in rows of their own look them up by their timestep.
+    const SamplingGraph own = build_sampling_graph(backend, p.unet, 1000, 2, 2000, Pace::kOwn);
+    auto mixed = count_ops(own.graph.steps());
+    CHECK(own.graph.shape(own.timesteps).count() == 1000);
+    CHECK(mixed["sampler_timestep"] == 1);
+    CHECK(mixed["embedding"] == 1);
+    CHECK(mixed["time_embedding"] + mixed["silu"] + mixed["step_row"] == 0);
+
     // A class is known with the image only.
     UNetConfig classes = p.unet;
     classes.num_class_embeds = 10;

@@ -497,8 +497,8 @@ TEST_CASE("pool: every bad argument is refused with its status", "[pool]") {
 #ifdef DDPM_C_API_SOAK
 TEST_CASE("pool: samplers and a pool under load, memory that does not grow", "[pool]") {
   const auto run = [](const char* what, const char* numbers) {
-    const std::string command = std::string(DDPM_C_API_SOAK) + " " + what + " '" +
-                                model_folder("least") + "' " + numbers;
+    const std::string command =
+        std::string(DDPM_C_API_SOAK) + " " + what + " '" + model_folder("least") + "' " + numbers;
     const int status = std::system(command.c_str());
     REQUIRE(WIFEXITED(status));
     return WEXITSTATUS(status);

@@ -6,7 +6,9 @@
 #include "engine/checkpoint.h"
 #include "engine/shapes.h"
 #include "model/generator.h"
+#include "model/mixed_batch.h"
 #include "model/presets.h"
+#include "model/schedule.h"
 #include "model/trainer.h"
 #include "tests/golden.h"
 #include "tests/kernel_backend.h"
@@ -186,6 +188,53 @@ TEST_CASE("simt.network: a batch in parts is the batch, to rounding", "[simt]") 
 TEST_CASE("simt.network: a chain by loops is the chain step by step", "[simt]") {
   const auto backend = test::make_kernel_backend(DType::kBF16);
   CHECK((sample(*backend, SamplerKind::kDdim, true) == sample(*backend, SamplerKind::kDdim)));
+}
+
+// Chains of other samplers, steps and seeds, of which one joins while the others are on their way.
+TEST_CASE("simt.network: a mixed batch draws what a generator does, to the bit", "[simt]") {
+  const auto type = GENERATE(DType::kF32, DType::kBF16);
+  const auto backend = test::make_kernel_backend(type);
+  const bool classes = GENERATE(false, true);
+  UNetConfig unet = small_unet();
+  if (!classes) unet.num_class_embeds.reset();
+  const SchedulerConfig scheduler;
+  std::unique_ptr<ParamStore> store;
+  const auto weights = [&](const Params& params) {
+    store = std::make_unique<ParamStore>(*backend, params, std::vector{Arena::kWeights});
+    test::set_hash_weights(*store, {Arena::kWeights});
+    return store->arenas();
+  };
+  const std::vector<SamplerOptions> options = {{.kind = SamplerKind::kDdpm, .steps = 3},
+                                               {.kind = SamplerKind::kDdim, .steps = 2},
+                                               {.kind = SamplerKind::kDpmpp2m, .steps = 3}};
+  std::vector<std::vector<SamplerRow>> rows;
+  for (const SamplerOptions& o : options)
+    rows.push_back(sampler_rows(Schedule(scheduler), scheduler, o));
+  std::vector<std::vector<float>> images(3);
+  {
+    MixedBatch batch(*backend, unet, scheduler, 2, weights);
+    int slot_of[] = {0, 1, -1};
+    for (size_t i = 0; i < 2; ++i)
+      batch.join(slot_of[i], {.rows = &rows[i], .seed = 3 + i, .image = 1, .label = 1});
+    while (images[0].empty() || images[2].empty()) {
+      batch.step();
+      for (size_t i = 0; i < 3; ++i) {
+        if (slot_of[i] < 0 || !batch.finished(slot_of[i])) continue;
+        images[i].resize(batch.image_size());
+        CHECK(batch.read(slot_of[i], nullptr, images[i].data()));
+        batch.leave(slot_of[i]);
+        if (i == 1)
+          batch.join(slot_of[2] = slot_of[1],
+                     {.rows = &rows[2], .seed = 5, .image = 1, .label = 1});
+        slot_of[i] = -1;
+      }
+    }
+  }
+  for (size_t i = 0; i < 3; ++i) {
+    Generator generator(*backend, unet, scheduler, options[i], 2, weights);
+    generator.weights_final();
+    CHECK((images[i] == generator.sample(3 + i, 1, 1)));
+  }
 }
 
 // The composite rounds a sum before it meets a residual, and a gradient before SiLU's slope; the

@@ -1,10 +1,11 @@
-// A pool against lock-step batching under the same arrivals: pool_load MODEL [--batch N] ...
+// A pool against lock-step batching under the same arrivals: pool_load MODEL BATCH REQUESTS ...
 //
 // Requests of one image arrive as a Poisson process. Lock-step: a worker takes what waits, up to a
 // batch, of requests with equal options (a batch of a ddpm_sampler has one sampler and step count),
 // oldest first, and runs the chains to their end. The same requests go to a ddpm_pool. For each
-// rate: images/s, and p50 and p95 of the time from arrival to image. Rates are shares of what a
-// full batch can do, measured first; both sides take turns at each rate.
+// share of what full batches make, measured anew in each round: images/s, and p50 and p95 of the
+// time from arrival to image, in the time of a full batch's mean chain. Both sides take turns in
+// each round; medians of the rounds are printed.
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
@@ -168,23 +169,37 @@ Reading run_pool(api::Pool& pool, const std::vector<Arrival>& all) {
   return reading(latency, seconds_since(start));
 }
 
-void print(const char* side, double share, const Reading& r) {
-  std::printf("%-9s load %.2f  %7.2f images/s  p50 %7.3f s  p95 %7.3f s\n", side, share,
-              r.images_per_second, r.p50, r.p95);
+double median(std::vector<double> v) {
+  std::sort(v.begin(), v.end());
+  return v[v.size() / 2];
+}
+
+// Of the rounds at one share, each with the images/s that full batches made in it.
+void print(const char* side, double share, int batch, const std::vector<Reading>& rounds,
+           const std::vector<double>& capacity) {
+  std::vector<double> rate, p50, p95;
+  for (std::size_t i = 0; i < rounds.size(); ++i) {
+    const double chain = batch / capacity[i];
+    rate.push_back(rounds[i].images_per_second / capacity[i]);
+    p50.push_back(rounds[i].p50 / chain);
+    p95.push_back(rounds[i].p95 / chain);
+  }
+  std::printf("%-9s load %.2f  images/s %.2f of full batches  p50 %.2f  p95 %.2f chains\n", side,
+              share, median(rate), median(p50), median(p95));
   std::fflush(stdout);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) try {
-  if (argc < 4) {
-    std::fprintf(stderr, "usage: pool_load MODEL BATCH REQUESTS [mixed] [SHARE ...]\n");
+  if (argc < 5) {
+    std::fprintf(stderr, "usage: pool_load MODEL BATCH REQUESTS ROUNDS [mixed] [SHARE ...]\n");
     return 2;
   }
-  const int batch = std::atoi(argv[2]), requests = std::atoi(argv[3]);
-  const bool mixed = argc > 4 && std::strcmp(argv[4], "mixed") == 0;
+  const int batch = std::atoi(argv[2]), requests = std::atoi(argv[3]), rounds = std::atoi(argv[4]);
+  const bool mixed = argc > 5 && std::strcmp(argv[5], "mixed") == 0;
   std::vector<double> shares;
-  for (int i = mixed ? 5 : 4; i < argc; ++i) shares.push_back(std::atof(argv[i]));
+  for (int i = mixed ? 6 : 5; i < argc; ++i) shares.push_back(std::atof(argv[i]));
   if (shares.empty()) shares = {0.3, 0.5, 0.7, 0.9};
 
   const api::Model model(argv[1]);
@@ -193,13 +208,19 @@ int main(int argc, char** argv) try {
   options.batch_size = batch;
   options.queue_size = static_cast<std::size_t>(requests);
   api::Pool pool(model, options);
-  const double capacity = lock_step.capacity(mixed);
-  std::printf("full batches: %.2f images/s\n", capacity);
   unsigned seed = 1;
   for (double share : shares) {
-    const std::vector<Arrival> all = arrivals(requests, share * capacity, mixed, seed++);
-    print("lock-step", share, lock_step.run(all));
-    print("pool", share, run_pool(pool, all));
+    std::vector<Reading> by_lock_step, by_pool;
+    std::vector<double> capacity;
+    for (int round = 0; round < rounds; ++round) {
+      capacity.push_back(lock_step.capacity(mixed));
+      const std::vector<Arrival> all = arrivals(requests, share * capacity.back(), mixed, seed++);
+      by_lock_step.push_back(lock_step.run(all));
+      by_pool.push_back(run_pool(pool, all));
+    }
+    std::printf("full batches: %.2f images/s\n", median(capacity));
+    print("lock-step", share, batch, by_lock_step, capacity);
+    print("pool", share, batch, by_pool, capacity);
   }
 } catch (const std::exception& e) {
   std::fprintf(stderr, "%s\n", e.what());
