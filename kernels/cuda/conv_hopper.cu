@@ -232,6 +232,8 @@ __device__ __forceinline__ void multiply_tiles(const HopperProblem& a, const Sha
           wgmma(sums[part], rows[k][part], columns.at(k * kWgmmaDepth));
       wgmma_commit();
       wgmma_wait<0>();
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) sums[part].settle();
       warp_sync();
       if (lane_id() == 0) mbarrier_arrive(s.stage_empty + stage.index);
       stage.advance(kStages);
@@ -246,8 +248,6 @@ __device__ __forceinline__ void multiply_tiles(const HopperProblem& a, const Sha
         slot.advance(a.slots);
       }
     }
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) sums[part].settle();
     finish_group<Gradient>(a, s, tile, k0, group, sums);
   }
 }

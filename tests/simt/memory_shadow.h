@@ -68,17 +68,19 @@ inline bool read_unordered(const SharedShadow& s, const Readers* readers, const 
 
 // What comes after this read comes after those that it is ordered after: they are forgotten.
 inline void note_read(SharedShadow& s, Readers* readers, const Toucher& t) {
-  if (!read_unordered(s, readers, t)) {
-    s.reader = t.thread;
-  } else if (s.reader != t.thread && s.reader != kSeveral) {
-    if (agent_of(s.reader) == t.warp()) {
-      s.reader = static_cast<uint16_t>(kWarpBit | t.warp());
-    } else {
-      if (readers != nullptr) {
-        readers->warps = 0;
-        readers->add(agent_of(s.reader), s.read_sync);
+  if (s.reader != t.thread) {
+    if (!read_unordered(s, readers, t)) {
+      s.reader = t.thread;
+    } else if (s.reader != kSeveral) {
+      if (agent_of(s.reader) == t.warp()) {
+        s.reader = static_cast<uint16_t>(kWarpBit | t.warp());
+      } else {
+        if (readers != nullptr) {
+          readers->warps = 0;
+          readers->add(agent_of(s.reader), s.read_sync);
+        }
+        s.reader = kSeveral;
       }
-      s.reader = kSeveral;
     }
   }
   if (s.reader == kSeveral && readers != nullptr) readers->add(t.warp(), t.sync());

@@ -25,12 +25,13 @@ constexpr size_t shared_bytes(size_t count) {
   return (count * sizeof(T) + 127) / 128 * 128;
 }
 
-// Hands out the block's dynamic shared memory, in order; each part is aligned to 128 bytes.
+// Hands out the block's dynamic shared memory, in order; each part is aligned to 128 bytes, the
+// first to 1024.
 class SharedMemory {
  public:
   template <typename T>
   __device__ Smem<T> take(int count) {
-    extern __shared__ __align__(128) unsigned char ddpm_shared_memory[];
+    extern __shared__ __align__(1024) unsigned char ddpm_shared_memory[];
     T* part = reinterpret_cast<T*>(ddpm_shared_memory + used_);
     used_ += static_cast<unsigned>(shared_bytes<T>(static_cast<size_t>(count)));
     return part;
