@@ -106,6 +106,10 @@ class Run {
   void save(uint64_t step, Progress& progress);
 
   const TrainConfig& train() const { return config_.train; }
+  // Weights, EMA and two moments.
+  size_t checkpoint_bytes() const {
+    return 4 * sizeof(float) * static_cast<size_t>(trainer_->store().params().count());
+  }
 
   RunConfig config_;
   std::string out_;
@@ -173,10 +177,8 @@ void Run::load(const std::string& start) {
       std::fprintf(stderr, "note: this run began as \"%s\" and goes on as \"%s\": not bit-exact\n",
                    m.numerics.c_str(), backend_->numerics().c_str());
   }
-  // Weights, EMA and two moments; one being written beside the last good one.
-  require_space(out_,
-                2 * 4 * sizeof(float) * static_cast<size_t>(trainer_->store().params().count()),
-                "two checkpoints");
+  // One being written beside the last good one.
+  require_space(out_, 2 * checkpoint_bytes(), "two checkpoints");
 }
 
 void Run::prepare_previews() {
@@ -231,8 +233,9 @@ void Run::print_header(const std::string& start) {
           ? format(" in %d parts%s", parts.total, parts.in_order ? ", summed in order" : "").c_str()
           : "",
       start.empty() ? "" : (", resumed from " + start).c_str());
-  std::fprintf(stderr, "output   %s: a checkpoint every %lld steps, samples every %lld\n",
-               out_.c_str(), static_cast<long long>(train().save_every),
+  std::fprintf(stderr, "output   %s: a checkpoint (%s) every %lld steps, samples every %lld\n",
+               out_.c_str(), bytes_text(checkpoint_bytes()).c_str(),
+               static_cast<long long>(train().save_every),
                static_cast<long long>(train().sample_every));
 }
 
