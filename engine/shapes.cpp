@@ -117,7 +117,7 @@ int64_t shapes_count(const Shape& image) {
   return std::clamp<int64_t>(kMaxBytes / (image.pixels() * image.c), 1, kFullCount);
 }
 
-Dataset make_shapes(int64_t count, const Shape& image) {
+Dataset make_shapes(int64_t count, const Shape& image, int64_t first) {
   if (image.c != 1 && image.c != 3 && image.c != 4)
     fail(Status::kConfig,
          "data set shapes: it has 1, 3 or 4 channels, the model has %d; train on a packed file "
@@ -128,7 +128,7 @@ Dataset make_shapes(int64_t count, const Shape& image) {
   d.class_names = {"disc", "square", "triangle"};
   std::vector<double> edge(static_cast<size_t>(image.w) + 2);
   for (int64_t i = 0; i < count; ++i) {
-    const Figure f = draw_figure(i, image.h, image.w);
+    const Figure f = draw_figure(first + i, image.h, image.w);
     d.labels[static_cast<size_t>(i)] = f.kind;
     draw(f, image, edge, d.image(i));
   }

@@ -83,9 +83,7 @@ void Generator::begin(uint64_t seed, uint64_t first, const int32_t* labels, cons
   executor_->upload(slots_tensor_, slots_.data());
   if (!class_labels_) return;
   for (size_t i = 0; i < labels_.size(); ++i)
-    labels_[i] = labels != nullptr
-                     ? labels[i]
-                     : static_cast<int32_t>(slots_[i].image % static_cast<uint64_t>(classes_));
+    labels_[i] = labels != nullptr ? labels[i] : label_of(slots_[i].image);
   executor_->upload(class_labels_, labels_.data());
 }
 

@@ -45,6 +45,9 @@ class Generator {
   // for each image of the batch, which then all have the number `first`; absent: all have `seed`.
   void begin(uint64_t seed, uint64_t first, const int32_t* labels = nullptr,
              const uint64_t* seeds = nullptr);
+  int32_t label_of(uint64_t image) const {  // its class where none is given; 0 without classes
+    return classes_ > 0 ? static_cast<int32_t>(image % static_cast<uint64_t>(classes_)) : 0;
+  }
   Tensor x() const { return x_; }
   Tensor x0() const { return x0_; }  // what the last step took for the image
   const std::vector<SamplerRow>& rows() const { return rows_; }

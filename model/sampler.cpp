@@ -13,26 +13,6 @@ namespace {
 std::vector<std::string> sampler_names() { return {"ddpm", "ddim", "dpmpp2m"}; }
 std::vector<std::string> spacing_names() { return {"leading", "trailing", "linspace"}; }
 
-// x v + out w: what a linear function of the noisy image and the network's output is made of.
-struct Mix {
-  double x = 0, out = 0;
-};
-
-// Prediction of x_0 from the network's output (ab is alpha-bar at t).
-Mix x0_mix(PredictionType type, double ab) {
-  const double signal = std::sqrt(ab), noise = std::sqrt(1 - ab);
-  switch (type) {
-    case PredictionType::kEpsilon:
-      if (ab == 0) return {};  // pure noise says nothing of the image: the middle of its range
-      return {1 / signal, -noise / signal};
-    case PredictionType::kSample:
-      return {0, 1};
-    case PredictionType::kVPrediction:
-      return {signal, -noise};
-  }
-  fail(Status::kBug, "unknown prediction type %d", static_cast<int>(type));
-}
-
 // Prediction of the noise, before any clipping.
 Mix epsilon_mix(PredictionType type, double ab) {
   const double signal = std::sqrt(ab), noise = std::sqrt(1 - ab);
@@ -116,8 +96,10 @@ std::vector<int> given_timesteps(const Schedule& s, const SamplerOptions& o) {
   return list;
 }
 
-// Of `rows` rows, the first that is run.
-size_t first_row(size_t rows, double strength) {
+// The first row of the list that is run.
+size_t first_row(const std::vector<int>& list, const SamplerOptions& o) {
+  const size_t rows = list.size();
+  const double strength = o.strength;
   if (!(strength > 0 && strength <= 1))
     fail(Status::kUsage, "strength %g: use more than 0, at most 1", strength);
   // 50 * 0.58 is a little less than 29.
@@ -125,7 +107,13 @@ size_t first_row(size_t rows, double strength) {
   if (run == 0)
     fail(Status::kUsage, "strength %g of %zu steps is less than one step; use at least %g",
          strength, rows, 1 / static_cast<double>(rows));
-  return rows - std::min(run, rows);
+  size_t first = rows - std::min(run, rows);
+  if (!o.start) return first;
+  if (*o.start < list.back())
+    fail(Status::kUsage, "timestep %d to start at: the chain has %d to %d", *o.start, list.back(),
+         list.front());
+  while (list[first] > *o.start) ++first;
+  return first;
 }
 
 // x' = a x + b out solved for x, out being the same. Where x' is the prediction of x_0 alone, as
@@ -149,6 +137,20 @@ size_t index_of(const char* what, const std::vector<std::string>& names, std::st
 }
 
 }  // namespace
+
+Mix x0_mix(PredictionType type, double ab) {
+  const double signal = std::sqrt(ab), noise = std::sqrt(1 - ab);
+  switch (type) {
+    case PredictionType::kEpsilon:
+      if (ab == 0) return {};  // pure noise says nothing of the image: the middle of its range
+      return {1 / signal, -noise / signal};
+    case PredictionType::kSample:
+      return {0, 1};
+    case PredictionType::kVPrediction:
+      return {signal, -noise};
+  }
+  fail(Status::kBug, "unknown prediction type %d", static_cast<int>(type));
+}
 
 SamplerKind parse_sampler(std::string_view name) {
   return static_cast<SamplerKind>(index_of("sampler", sampler_names(), name));
@@ -244,7 +246,7 @@ std::vector<SamplerRow> sampler_rows(const Schedule& s, const SchedulerConfig& c
   config.clip_sample = o.clip.value_or(c.clip_sample);
   std::vector<SamplerRow> rows;
   std::optional<int> before;
-  for (size_t i = first_row(list.size(), o.strength); i < list.size(); ++i) {
+  for (size_t i = first_row(list, o); i < list.size(); ++i) {
     const int t = list[i], next = i + 1 < list.size() ? list[i + 1] : -1;
     switch (o.kind) {
       case SamplerKind::kDdpm:
@@ -264,7 +266,7 @@ std::vector<SamplerRow> sampler_rows(const Schedule& s, const SchedulerConfig& c
 
 std::vector<SamplerRow> ddim_inverse_rows(const Schedule& s, const SchedulerConfig& c,
                                           const SamplerOptions& o) {
-  if (o.kind != SamplerKind::kDdim || o.eta != 0 || o.strength != 1)
+  if (o.kind != SamplerKind::kDdim || o.eta != 0 || o.strength != 1 || o.start)
     fail(Status::kUsage, "only a whole chain of ddim with eta 0 can be led back");
   const std::vector<int> list = given_timesteps(s, o);
   SchedulerConfig config = c;

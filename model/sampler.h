@@ -33,6 +33,7 @@ struct SamplerOptions {
   // The share of the chain, its end, that is run, for a start that is not pure noise: of N steps
   // the last int(N strength), as diffusers has it. In (0, 1].
   double strength = 1;
+  std::optional<int> start{};  // or those of its timesteps that are at most this
   std::optional<bool> clip{};  // in place of the configuration's clip_sample
 };
 
@@ -50,6 +51,13 @@ std::vector<SamplerRow> sampler_rows(const Schedule&, const SchedulerConfig&,
 // steps grow in number. Throws Error(kUsage) for another sampler, eta or strength.
 std::vector<SamplerRow> ddim_inverse_rows(const Schedule&, const SchedulerConfig&,
                                           const SamplerOptions&);
+
+// x v + out w: what a linear function of the noisy image and the network's output is made of.
+struct Mix {
+  double x = 0, out = 0;
+};
+// The prediction of x_0 from the network's output where alpha-bar is `ab`.
+Mix x0_mix(PredictionType, double ab);
 
 // Single rows: from timestep t to `next` < t, where -1 is the clean image.
 SamplerRow ddpm_row(const Schedule&, const SchedulerConfig&, int t, int next);

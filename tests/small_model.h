@@ -1,13 +1,23 @@
 // A pipeline folder with a small network whose weights come from the integer hash (golden.h).
 #pragma once
 
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "model/generator.h"
 #include "model/pipeline.h"
 #include "model/presets.h"
 #include "tests/golden.h"
+#include "tests/temp_folder.h"
 
 namespace ddpm::test {
 
@@ -38,6 +48,40 @@ inline void save_small_model(const std::string& folder, const UNetConfig& unet,
                    {Arena::kWeights, Arena::kM, Arena::kV, Arena::kEma});
   set_small_weights(store, gain);
   save_checkpoint(folder, unet, scheduler, store, {.step = 1, .numerics = "none", .hashes = {}});
+}
+
+// Runs the program with these words and sends it SIGTERM as soon as its stderr, kept in `log`, has
+// `ready`. Again, without the last word's file, where it had ended by then. Returns the exit code,
+// or -1.
+inline int stopped_program(const std::vector<std::string>& words, const std::string& log,
+                           const std::string& ready) {
+  for (int attempt = 0; attempt < 20; ++attempt) {
+    put_bytes(log, "");
+    std::filesystem::remove(words.back());
+    const pid_t child = ::fork();
+    if (child == 0) {
+      std::vector<char*> argv{const_cast<char*>("ddpm")};
+      for (const std::string& w : words) argv.push_back(const_cast<char*>(w.c_str()));
+      argv.push_back(nullptr);
+      ::dup2(::open(log.c_str(), O_WRONLY), 2);
+      ::dup2(2, 1);
+      ::execv(DDPM_PROGRAM, argv.data());
+      ::_exit(127);
+    }
+    int status = 0;
+    bool ended = false;
+    while (!ended && get_bytes(log).find(ready) == std::string::npos) {
+      ended = ::waitpid(child, &status, WNOHANG) == child;
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    if (!ended) {
+      ::kill(child, SIGTERM);
+      ::waitpid(child, &status, 0);
+    }
+    if (!WIFEXITED(status)) return -1;
+    if (WEXITSTATUS(status) != 0) return WEXITSTATUS(status);
+  }
+  return 0;
 }
 
 }  // namespace ddpm::test

@@ -131,6 +131,9 @@ TEST_CASE("image_grid: near-square, 2 pixels apart, repeated pixels", "[image]")
     }
   CHECK(wrong == 0);
   CHECK(image_grid(images.data(), 1, 2, 3, 1, 1).w == 7);
+  const Image row = image_grid(images.data(), 5, 2, 3, 1, 1, 5);
+  CHECK((row.h == 6 && row.w == 5 * 5 + 2));
+  CHECK(row.pixels[static_cast<size_t>(2 * row.w + 4 * 5 + 2)] == 40);
   CHECK(display_scale(16, 16) == 4);
   CHECK(display_scale(32, 48) == 2);
   CHECK(display_scale(256, 256) == 1);

@@ -2,14 +2,8 @@
 // that are stopped.
 #include <catch2/catch.hpp>
 
-#include <fcntl.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <chrono>
 #include <cmath>
-#include <csignal>
-#include <thread>
+#include <filesystem>
 
 #include "engine/safetensors.h"
 #include "engine/shapes.h"
@@ -66,9 +60,9 @@ TEST_CASE("sample: suspended and resumed, the same bits", "[sample]") {
   if (c.classes) unet.num_class_embeds = 3;
   save_small_model(tmp / "model", unet, {});
   tools::SampleArgs a = args_for(tmp, "whole.safetensors");
-  a.sampler = c.sampler;
-  a.eta = c.eta;
-  a.steps = 6;
+  a.chain.sampler = c.sampler;
+  a.chain.eta = c.eta;
+  a.chain.steps = 6;
   REQUIRE(tools::run_sample(a) == Status::kOk);
   const std::string whole = get_bytes(a.out);
 
@@ -102,27 +96,17 @@ TEST_CASE("sample: a signal suspends", "[sample]") {
   save_small_model(tmp / "model", small_unet(), {});
   tools::SampleArgs a = args_for(tmp, "whole.safetensors");
   a.num = 2;
-  a.steps = 1000;
+  a.chain.steps = 1000;
   REQUIRE(tools::run_sample(a) == Status::kOk);
 
   const std::string log = tmp / "log", out = tmp / "parts.safetensors",
                     file = tmp / "s.safetensors";
-  const pid_t child = ::fork();
-  if (child == 0) {
-    ::dup2(::open(log.c_str(), O_WRONLY | O_CREAT, 0666), 2);
-    ::execl(DDPM_PROGRAM, "ddpm", "sample", "--model", a.model.c_str(), "--num", "2", "--first",
-            "3", "--seed", "11", "--batch-size", "2", "--threads", "1", "--suspend", file.c_str(),
-            "--out", out.c_str(), nullptr);
-    ::_exit(127);
-  }
-  while (get_bytes(log).find("sampling") == std::string::npos)
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  ::kill(child, SIGTERM);
-  int status = 0;
-  ::waitpid(child, &status, 0);
+  const int code =
+      stopped_program({"sample", "--model", a.model, "--num", "2", "--first", "3", "--seed", "11",
+                       "--batch-size", "2", "--threads", "1", "--suspend", file, "--out", out},
+                      log, "sampling");
   INFO(get_bytes(log));
-  REQUIRE(WIFEXITED(status));
-  REQUIRE(WEXITSTATUS(status) == 75);
+  REQUIRE(code == 75);
   CHECK_FALSE(std::filesystem::exists(out));
   tools::SampleArgs rest;
   rest.model = a.model;
@@ -140,8 +124,8 @@ TEST_CASE("sample: from images with noise", "[sample]") {
   tools::write_png_folder(tmp / "pictures", shapes.images.data(), 5, 8, 8, 3, 0);
   tools::SampleArgs a = args_for(tmp, "out.safetensors");
   a.from = tmp / "pictures";
-  a.sampler = "ddpm";
-  a.steps = 10;
+  a.chain.sampler = "ddpm";
+  a.chain.steps = 10;
   a.strength = 0.3;
   REQUIRE(tools::run_sample(a) == Status::kOk);
 
@@ -200,13 +184,13 @@ TEST_CASE("sample: images led back to latents, which give them again", "[sample]
   const auto error = [&](int steps) {
     tools::SampleArgs a = args_for(tmp, "latents.safetensors");
     a.invert = tmp / "pictures";
-    a.steps = steps;
+    a.chain.steps = steps;
     REQUIRE(tools::run_sample(a) == Status::kOk);
     tools::SampleArgs b = args_for(tmp, "again.safetensors");
     b.init = a.out;
-    b.sampler = "ddim";
-    b.steps = steps;
-    b.clip = "off";
+    b.chain.sampler = "ddim";
+    b.chain.steps = steps;
+    b.chain.clip = "off";
     REQUIRE(tools::run_sample(b) == Status::kOk);
     double worst = 0;
     const std::vector<float> again = tensor(b.out, "images");
@@ -223,12 +207,12 @@ TEST_CASE("sample: images led back to latents, which give them again", "[sample]
   // sample's own file as the source, and what cannot be.
   tools::SampleArgs a = args_for(tmp, "latents.png");
   a.invert = tmp / "again.safetensors";
-  a.steps = 2;
+  a.chain.steps = 2;
   CHECK_THROWS_WITH(tools::run_sample(a), Contains(".safetensors"));
   a.out = tmp / "few.safetensors";
   a.num = 2;
   REQUIRE(tools::run_sample(a) == Status::kOk);
   CHECK(tensor(a.out, "x_T").size() == 2 * 192);
-  a.sampler = "ddpm";
+  a.chain.sampler = "ddpm";
   CHECK_THROWS_WITH(tools::run_sample(a), Contains("ddim"));
 }

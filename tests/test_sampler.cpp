@@ -364,6 +364,14 @@ TEST_CASE("sampler: the end of a chain, for a start that is an image", "[sampler
   const auto dpm = rows(SamplerKind::kDpmpp2m, 0.5);
   CHECK(dpm[0].x_previous == 0);  // there is none
   CHECK(dpm[1].x_previous != 0);
+  // Or by the timestep.
+  const auto from = [&](int start) {
+    return sampler_rows(s, c, {.kind = SamplerKind::kDpmpp2m, .steps = 50, .start = start});
+  };
+  CHECK(from(999).size() == 50);
+  CHECK(from(500)[0].t <= 500);
+  CHECK(same(from(dpm[0].t), dpm));
+  CHECK_THAT(error_of([&] { from(1); }), Catch::Contains("timestep 1"));
   const auto error = [&](double strength) {
     return error_of([&] { rows(SamplerKind::kDdim, strength); });
   };

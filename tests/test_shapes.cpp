@@ -130,6 +130,13 @@ TEST_CASE("shapes: channels", "[shapes]") {
     CHECK(make_shapes(20, s).images.size() == static_cast<size_t>(20 * s.count()));
 }
 
+TEST_CASE("shapes: any part of the endless set", "[shapes]") {
+  const Shape s{1, 8, 8, 3};
+  const Dataset all = make_shapes(10, s), part = make_shapes(3, s, 7);
+  CHECK(std::equal(part.images.begin(), part.images.end(), all.image(7)));
+  CHECK(std::equal(part.labels.begin(), part.labels.end(), all.labels.begin() + 7));
+}
+
 TEST_CASE("shapes_count: 50,000 images or 1 GiB", "[shapes]") {
   CHECK(shapes_count({1, 16, 16, 3}) == 50000);
   CHECK(shapes_count({1, 64, 64, 3}) == 50000);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "tools/chain.h"
 #include "tools/common.h"
 #include "tools/pack.h"
 
@@ -33,19 +34,50 @@ struct SampleArgs {
   std::string model, out;
   std::string init, from, invert;  // where chains start: latents, images; images to lead back
   std::string resume, suspend;     // files
-  std::string sampler, spacing;    // ""; ddpm, or ddim to invert; the sampler's own
-  std::vector<int> timesteps;      // in place of steps and spacing
+  ChainArgs chain;                 // usually of ddpm, or of ddim to invert
   int64_t num = 64;
   uint64_t first = 0, seed = 0;
-  int batch_size = 0;        // 0: min(num, 64)
-  std::optional<int> steps;  // the sampler's default
-  double eta = 0, strength = 0.8;
-  std::string clip;                   // "on", "off"; "": the model's configuration
+  int batch_size = 0;  // 0: min(num, 64)
+  double strength = 0.8;
   std::optional<int64_t> suspend_at;  // steps of this call
   DeviceOptions device;
 };
 // Returns kStopped where a signal ended it, after writing args.suspend.
 Status run_sample(const SampleArgs&);
+
+struct ProgressiveArgs {
+  std::string model, out;
+  std::vector<int> shared;  // timesteps; empty: the prediction of x0 along the chain
+  ChainArgs chain;          // usually of ddpm
+  int num = 8, columns = 10;
+  uint64_t first = 0, seed = 0;
+  DeviceOptions device;
+};
+void run_progressive(const ProgressiveArgs&);
+
+struct InterpolateArgs {
+  std::string model, out, from;
+  std::string latents = "diffused";  // or "ddim"
+  std::string mix;                   // "linear", "spherical"; "": the latents' own
+  std::optional<int> timestep;       // half of them
+  ChainArgs chain;                   // usually of ddpm, or of ddim with its latents
+  int num = 4, columns = 11;
+  uint64_t first = 0, seed = 0;
+  DeviceOptions device;
+};
+void run_interpolate(const InterpolateArgs&);
+
+struct EvalArgs {
+  std::string model, data, out;
+  std::string metric = "nll";  // or "rd"
+  std::string split;           // "train", "test"; "": test where there is one
+  int64_t num = 0;             // 0: all
+  uint64_t seed = 0;
+  int batch_size = 64;
+  DeviceOptions device;
+};
+// Returns kStopped where a signal ended it, after writing what it has beside args.out.
+Status run_eval(const EvalArgs&);
 
 struct ProbeArgs {
   std::string what;  // "forward" or "gradient"

@@ -128,8 +128,29 @@ void require_source(const std::string& spec) {
   refuse_archive(spec);
 }
 
+void require_labels(const std::string& spec, const Dataset& data, const UNetConfig& unet) {
+  if (!unet.num_class_embeds) return;
+  if (data.labels.empty())
+    fail(Status::kConfig, "%s has no labels, which a model with num_class_embeds needs",
+         spec.c_str());
+  for (int32_t label : data.labels)
+    if (label >= *unet.num_class_embeds)
+      fail(Status::kConfig, "%s has label %d; the model has num_class_embeds %d", spec.c_str(),
+           label, *unet.num_class_embeds);
+}
+
+bool has_test_split(const std::string& spec) {
+  return spec == "shapes" || (folder_exists(spec) && is_cifar_folder(spec));
+}
+
 Dataset load_data(const std::string& spec, const Shape& image, Split split) {
-  if (spec == "shapes") return make_shapes(shapes_count(image), image);
+  constexpr int64_t kTestShapes = 10000;
+  if (spec == "shapes") {
+    const int64_t trained_on = shapes_count(image);
+    return split == Split::kTrain
+               ? make_shapes(trained_on, image)
+               : make_shapes(std::min(kTestShapes, trained_on), image, trained_on);
+  }
   require_source(spec);
   if (file_exists(spec)) return load_packed(spec, image);
   if (!is_cifar_folder(spec)) return load_image_folder(spec, image);

@@ -7,12 +7,16 @@
 #include <vector>
 
 #include "engine/dataset.h"
+#include "model/config.h"
 #include "tools/image.h"
 
 namespace ddpm::tools {
 
-// The whole data set in memory, with the model's image shape (image.h, w, c). `split` chooses
-// CIFAR-10's files; other sources have one part. Error(kConfig): nothing there, no images, other
+// Whether a source has a part that is not trained on: CIFAR-10's test batch, further `shapes`.
+bool has_test_split(const std::string& spec);
+
+// The whole data set in memory, with the model's image shape (image.h, w, c). `split` is looked at
+// where there is more than one part. Error(kConfig): nothing there, no images, other
 // size or channels than the model's. Error(kFile): a damaged file.
 Dataset load_data(const std::string& spec, const Shape& image, Split split = Split::kTrain);
 
@@ -32,6 +36,10 @@ ImageFolder list_image_folder(const std::string& folder);
 
 // File i, in the given number of channels (convert_channels).
 Image load_image(const ImageFolder& list, size_t i, int channels);
+
+// Error(kConfig) where the model has classes and the data set no label for each of its images, or
+// one that the model has not.
+void require_labels(const std::string& spec, const Dataset&, const UNetConfig&);
 
 // Error(kConfig) unless `spec` names a file or a folder.
 void require_source(const std::string& spec);

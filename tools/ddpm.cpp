@@ -94,7 +94,7 @@ void add_replay(CLI::App& program, ReplayArgs& args) {
 }
 
 // How the chains of a sampler go.
-void add_chain_flags(CLI::App* app, SampleArgs& args) {
+void add_chain_flags(CLI::App* app, ChainArgs& args) {
   app->add_option("--sampler", args.sampler, "ddpm (default), ddim or dpmpp2m");
   CLI::Option* steps =
       app->add_option("--steps", args.steps, "default 1000 (ddpm), 50 (ddim), 20 (dpmpp2m)");
@@ -120,7 +120,7 @@ void add_sample(CLI::App& program, SampleArgs& args, Status& status) {
   app->add_option("--first", args.first, "number of the first image")->capture_default_str();
   app->add_option("--batch-size", args.batch_size, "default min(num, 64)")
       ->check(CLI::Range(1, 1 << 20));
-  add_chain_flags(app, args);
+  add_chain_flags(app, args.chain);
   app->add_option("--seed", args.seed, "image k is a function of model, seed and k")
       ->check(CLI::Range(uint64_t{0}, kMaxSeed))
       ->capture_default_str();
@@ -156,6 +156,90 @@ void add_sample(CLI::App& program, SampleArgs& args, Status& status) {
   add_device_flags(app, args.device);
   app->footer("Example: ddpm sample --model runs/tiny --out grid.png --sampler ddim");
   app->callback([&] { status = run_sample(args); });
+}
+
+void add_progressive(CLI::App& program, ProgressiveArgs& args) {
+  CLI::App* app = program.add_subcommand(
+      "progressive",
+      "Draw what a chain takes for the image as it goes, or what one latent may become");
+  app->add_option("--model", args.model, "as for sample")->required();
+  app->add_option("--out", args.out, "FILE.png")->required();
+  app->add_option("--num", args.num, "images, a row each")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app->add_option("--columns", args.columns, "predictions, evenly over the timesteps")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app->add_option(
+         "--shared", args.shared,
+         "timesteps, e.g. 999,749,499,249: for each a row, the latent that the first image "
+         "has there, and --num ends that its chain may come to")
+      ->delimiter(',');
+  app->add_option("--first", args.first, "number of the first image")->capture_default_str();
+  add_chain_flags(app, args.chain);
+  app->add_option("--seed", args.seed, "as for sample")
+      ->check(CLI::Range(uint64_t{0}, kMaxSeed))
+      ->capture_default_str();
+  add_device_flags(app, args.device);
+  app->footer("Example: ddpm progressive --model runs/tiny --out progressive.png");
+  app->callback([&] { run_progressive(args); });
+}
+
+void add_interpolate(CLI::App& program, InterpolateArgs& args) {
+  CLI::App* app =
+      program.add_subcommand("interpolate", "Draw images between two, mixed as latents");
+  app->add_option("--model", args.model, "as for sample")->required();
+  app->add_option("--from", args.from, "as for sample: its first two images are a pair, and so on")
+      ->required();
+  app->add_option("--out", args.out, "FILE.png")->required();
+  app->add_option("--num", args.num, "pairs, a row each")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app->add_option("--columns", args.columns, "mixes, from the one image to the other")
+      ->check(CLI::Range(2, 1024))
+      ->capture_default_str();
+  app->add_option("--latents", args.latents,
+                  "diffused (with noise up to --timestep) or ddim (led back by ddim)")
+      ->check(CLI::IsMember({"diffused", "ddim"}))
+      ->capture_default_str();
+  app->add_option("--mix", args.mix, "linear or spherical; default linear, of ddim's spherical")
+      ->check(CLI::IsMember({"linear", "spherical"}));
+  app->add_option("--timestep", args.timestep, "of diffused latents; default half of the model's");
+  app->add_option("--first", args.first, "number of the first pair, for the noise")
+      ->capture_default_str();
+  add_chain_flags(app, args.chain);
+  app->add_option("--seed", args.seed, "of the noise")
+      ->check(CLI::Range(uint64_t{0}, kMaxSeed))
+      ->capture_default_str();
+  add_device_flags(app, args.device);
+  app->footer("Example: ddpm interpolate --model runs/tiny --from shapes --out between.png");
+  app->callback([&] { run_interpolate(args); });
+}
+
+void add_eval(CLI::App& program, EvalArgs& args, Status& status) {
+  CLI::App* app = program.add_subcommand("eval", "Measure how well a model codes a data set");
+  app->add_option("--model", args.model, "as for sample")->required();
+  app->add_option("--data", args.data, "as for train")->required();
+  app->add_option("--metric", args.metric,
+                  "nll (bits per dimension) or rd (rate and distortion of progressive coding)")
+      ->check(CLI::IsMember({"nll", "rd"}))
+      ->capture_default_str();
+  app->add_option("--split", args.split,
+                  "train or test, of CIFAR-10 and shapes; default test where there is one")
+      ->check(CLI::IsMember({"train", "test"}));
+  app->add_option("--num", args.num, "images, chosen by the seed; default all")
+      ->check(CLI::PositiveNumber);
+  app->add_option("--seed", args.seed, "of the noise and the choice of images")
+      ->check(CLI::Range(uint64_t{0}, kMaxSeed))
+      ->capture_default_str();
+  app->add_option("--out", args.out,
+                  "FILE.json; what a signal stops is kept beside it, and the same command goes on");
+  app->add_option("--batch-size", args.batch_size, "changes no result")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  add_device_flags(app, args.device);
+  app->footer("Example: ddpm eval --model runs/tiny --data shapes --num 16 --out nll.json");
+  app->callback([&] { status = run_eval(args); });
 }
 
 void add_probe(CLI::App& program, ProbeArgs& args) {
@@ -273,6 +357,9 @@ int run(int argc, char** argv) {
   TrainArgs train;
   ReplayArgs replay;
   SampleArgs sample;
+  ProgressiveArgs progressive;
+  InterpolateArgs interpolate;
+  EvalArgs eval;
   ProbeArgs probe;
   PackOptions pack;
   InfoArgs info;
@@ -280,6 +367,9 @@ int run(int argc, char** argv) {
   add_train(program, train, status);
   add_replay(program, replay);
   add_sample(program, sample, status);
+  add_progressive(program, progressive);
+  add_interpolate(program, interpolate);
+  add_eval(program, eval, status);
   add_probe(program, probe);
   add_pack(program, pack);
   add_info(program, info);

@@ -161,11 +161,13 @@ Image crop_and_resize(const Image& image, int h, int w) {
 
 int display_scale(int h, int w) { return std::max(1, 64 / std::max(1, std::min(h, w))); }
 
-Image image_grid(const uint8_t* images, int64_t count, int h, int w, int c, int scale) {
+Image image_grid(const uint8_t* images, int64_t count, int h, int w, int c, int scale,
+                 int64_t columns) {
   DDPM_CHECK(count > 0 && h > 0 && w > 0 && scale > 0, "grid of %lld images of %dx%dx%d",
              static_cast<long long>(count), h, w, c);
   constexpr int kGap = 2;
-  const int64_t columns = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(count))));
+  if (columns == 0)
+    columns = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(count))));
   const int64_t rows = (count + columns - 1) / columns;
   const int64_t cell_h = int64_t{h} * scale + kGap, cell_w = int64_t{w} * scale + kGap;
   const int64_t grid_h = rows * cell_h + kGap, grid_w = columns * cell_w + kGap;

@@ -30,8 +30,9 @@ Image crop_and_resize(const Image& image, int h, int w);
 // The largest whole scale that keeps an image's shorter side within 64 pixels; at least 1.
 int display_scale(int h, int w);
 
-// `count` images (H,W,C) as a near-square grid, row by row from the top left, 2 pixels between and
-// around them, each pixel repeated scale x scale times.
-Image image_grid(const uint8_t* images, int64_t count, int h, int w, int c, int scale);
+// `count` images (H,W,C) in rows of `columns` (0: near-square) from the top left, 2 pixels between
+// and around them, each pixel repeated scale x scale times.
+Image image_grid(const uint8_t* images, int64_t count, int h, int w, int c, int scale,
+                 int64_t columns = 0);
 
 }  // namespace ddpm::tools

@@ -29,15 +29,7 @@ Dataset load_run_data(const RunConfig& config) {
     fail(Status::kConfig, "%s holds %lld images, fewer than a batch of %d; use --batch-size %lld",
          path.c_str(), static_cast<long long>(data.count), batch,
          static_cast<long long>(data.count));
-  if (unet.num_class_embeds) {
-    if (data.labels.empty())
-      fail(Status::kConfig, "%s has no labels, which a model with num_class_embeds needs",
-           path.c_str());
-    for (int32_t label : data.labels)
-      if (label >= *unet.num_class_embeds)
-        fail(Status::kConfig, "%s has label %d; the model has num_class_embeds %d", path.c_str(),
-             label, *unet.num_class_embeds);
-  }
+  require_labels(path, data, unet);
   return data;
 }
 

@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <memory>
 
-#include "model/generator.h"
 #include "tools/commands.h"
 #include "tools/image_io.h"
 #include "tools/npz.h"
@@ -31,25 +30,13 @@ void write_images(const SampleArgs& args, const Sampling& job, const Shape& s) {
                      static_cast<int64_t>(job.first));
 }
 
-SamplerOptions sampler_options(const SampleArgs& args) {
-  SamplerOptions o;
-  o.kind = parse_sampler(!args.sampler.empty() ? args.sampler
-                         : args.invert.empty() ? "ddpm"
-                                               : "ddim");
-  o.steps = args.steps;
-  if (!args.spacing.empty()) o.spacing = parse_spacing(args.spacing);
-  o.timesteps = args.timesteps;
-  o.eta = args.eta;
-  if (!args.clip.empty()) o.clip = args.clip == "on";
-  if (!args.from.empty()) o.strength = args.strength;
-  return o;
-}
-
 // What the command line asks for, but for the model's hash. `images`: those of --from, which have
 // no noise yet.
 Sampling new_job(const SampleArgs& args, const Pipeline& p, const Shape& image,
                  std::vector<float>& images) {
-  const SamplerOptions options = sampler_options(args);
+  SamplerOptions options =
+      sampler_options(args.chain, args.invert.empty() ? SamplerKind::kDdpm : SamplerKind::kDdim);
+  if (!args.from.empty()) options.strength = args.strength;
   const Schedule schedule(p.scheduler);
   Sampling job;
   job.seed = args.seed;
@@ -192,16 +179,15 @@ class Sampler {
 };
 
 void print_header(const Backend& backend, const Pipeline& p, const Sampling& job,
-                  const ParamStore& store, const Generator& generator) {
-  const Shape& image = generator.shape();
+                  const Chain& chain) {
+  const Shape& image = chain.generator->shape();
   std::fprintf(stderr,
                "device   %s\nmodel    %s, %s parameters\nsampling %lld image%s %dx%dx%d, %s, "
                "%d steps, batch %d, %s\n",
                backend.description().c_str(), p.folder.c_str(),
-               grouped(store.params().count()).c_str(), static_cast<long long>(job.num),
+               grouped(chain.store->params().count()).c_str(), static_cast<long long>(job.num),
                job.num == 1 ? "" : "s", image.h, image.w, image.c, job.sampler.c_str(),
-               generator.steps(), job.batch_size,
-               bytes_text(store.bytes() + generator.bytes()).c_str());
+               chain.generator->steps(), job.batch_size, bytes_text(chain.bytes()).c_str());
   if (job.images_done > 0 || job.steps_done > 0)
     std::fprintf(stderr, "resumed  after %lld images and %d steps of the next batch\n",
                  static_cast<long long>(job.images_done), job.steps_done);
@@ -227,15 +213,9 @@ Status run_sample(const SampleArgs& args) {
   }
 
   const std::unique_ptr<Backend> backend = open_backend(args.device);
-  std::unique_ptr<ParamStore> store;
-  Generator generator(*backend, p.unet, p.scheduler.num_train_timesteps, job.rows, job.batch_size,
-                      [&](const Params& params) {
-                        store = load_store(*backend, p, params);
-                        return store->arenas();
-                      });
-  generator.weights_final();
-  print_header(*backend, p, job, *store, generator);
-  Sampler sampler(generator, job, image);
+  const Chain chain = make_chain(*backend, p, job.rows, job.batch_size);
+  print_header(*backend, p, job, chain);
+  Sampler sampler(*chain.generator, job, image);
   if (!images.empty()) sampler.noise_images(images, Schedule(p.scheduler));
   if (sampler.run(stop.get(), args.suspend_at)) {
     write_images(args, job, image);

@@ -1,0 +1,33 @@
+// How the chains of a sampler go, as the command line says it, and a model's chain made ready.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/generator.h"
+#include "model/pipeline.h"
+
+namespace ddpm::tools {
+
+struct ChainArgs {
+  std::string sampler, spacing;  // "": the command's, the sampler's own
+  std::vector<int> timesteps;    // in place of steps and spacing
+  std::optional<int> steps;      // the sampler's default
+  double eta = 0;
+  std::string clip;  // "on", "off"; "": the model's configuration
+};
+
+SamplerOptions sampler_options(const ChainArgs&, SamplerKind usual);
+
+struct Chain {
+  std::unique_ptr<ParamStore> store;
+  std::unique_ptr<Generator> generator;
+  size_t bytes() const { return store->bytes() + generator->bytes(); }
+};
+
+// With the weights in place.
+Chain make_chain(Backend&, const Pipeline&, std::vector<SamplerRow> rows, int batch_size);
+
+}  // namespace ddpm::tools

@@ -1,0 +1,91 @@
+#include "tools/eval_progress.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "engine/file_io.h"
+#include "engine/json.h"
+
+namespace ddpm::tools {
+namespace {
+
+constexpr int kFormat = 1;
+
+[[noreturn]] void damaged(const std::string& path, const char* key) {
+  fail(Status::kFile, "%s: \"%s\" is not what an evaluation left there; remove the file",
+       path.c_str(), key);
+}
+
+double number(const std::string& path, const nlohmann::json& json, const char* key) {
+  const auto it = json.find(key);
+  if (it == json.end() || !it->is_number()) damaged(path, key);
+  return it->get<double>();
+}
+
+std::vector<double> numbers(const std::string& path, const nlohmann::json& json, const char* key,
+                            size_t least, size_t most) {
+  const auto it = json.find(key);
+  if (it == json.end() || !it->is_array() || it->size() < least || it->size() > most)
+    damaged(path, key);
+  std::vector<double> values;
+  for (const auto& v : *it) {
+    if (!v.is_number()) damaged(path, key);
+    values.push_back(v.get<double>());
+  }
+  return values;
+}
+
+}  // namespace
+
+void write_eval_progress(const std::string& path, const EvalProgress& p) {
+  const BoundSums& s = p.sums;
+  nlohmann::ordered_json json;
+  json["format"] = kFormat;
+  json["of"] = p.of;
+  json["numerics"] = p.numerics;
+  json["images"] = s.images;
+  json["bits"] = s.bits;
+  json["squared_bits"] = s.squared_bits;
+  json["prior"] = s.prior;
+  json["terms"] = s.terms;
+  json["mse"] = s.mse;
+  json["image_terms"] = s.image_terms;
+  json["image_mse"] = s.image_mse;
+  write_file(path, json.dump() + "\n");
+}
+
+EvalProgress read_eval_progress(const std::string& path, const Evaluation& of, int timesteps) {
+  JsonLimits limits;
+  limits.bytes = size_t{64} << 20;  // 100,000 timesteps
+  const nlohmann::json json = read_json_file(path, Status::kFile, limits);
+  if (!json.is_object() || json.value("format", 0) != kFormat || !json.contains("of") ||
+      !json["of"].is_object())
+    damaged(path, "format");
+  EvalProgress p;
+  p.of = of;
+  for (const auto& [key, value] : of) {
+    const auto it = json["of"].find(key);
+    const std::string then =
+        it != json["of"].end() && it->is_string() ? it->get<std::string>() : "";
+    if (then != value)
+      fail(Status::kConfig,
+           "%s is of another evaluation: its %s is %s, and %s now; remove it to begin anew, or "
+           "choose another --out",
+           path.c_str(), key.c_str(), in_quotes(then).c_str(), in_quotes(value).c_str());
+  }
+  if (json.contains("numerics") && json["numerics"].is_string()) p.numerics = json["numerics"];
+  const auto all = static_cast<size_t>(timesteps);
+  BoundSums& s = p.sums;
+  s.images = static_cast<int64_t>(number(path, json, "images"));
+  s.bits = number(path, json, "bits");
+  s.squared_bits = number(path, json, "squared_bits");
+  s.prior = number(path, json, "prior");
+  s.terms = numbers(path, json, "terms", all, all);
+  s.mse = numbers(path, json, "mse", all, all);
+  s.image_terms = numbers(path, json, "image_terms", 0, all - 1);
+  s.image_mse = numbers(path, json, "image_mse", s.image_terms.size(), s.image_terms.size());
+  if (s.images < 0) damaged(path, "images");
+  return p;
+}
+
+}  // namespace ddpm::tools

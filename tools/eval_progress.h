@@ -1,0 +1,25 @@
+// What `ddpm eval` has added up so far, in a file beside its result.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "model/bound_sums.h"
+
+namespace ddpm::tools {
+
+// What the sums are of, by name: "model" -> its hash, ...
+using Evaluation = std::map<std::string, std::string>;
+
+struct EvalProgress {
+  Evaluation of;
+  std::string numerics;  // Backend::numerics()
+  BoundSums sums;
+};
+
+void write_eval_progress(const std::string& path, const EvalProgress&);
+// Error(kConfig) where the file is of another evaluation, naming what differs, and Error(kFile)
+// where it is none. `timesteps`: of the model.
+EvalProgress read_eval_progress(const std::string& path, const Evaluation& of, int timesteps);
+
+}  // namespace ddpm::tools
