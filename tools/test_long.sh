@@ -7,5 +7,5 @@ seconds=${1:-600}
 build=${DDPM_BUILD_DIR:-build}
 
 tools/build.sh -DDDPM_TESTS=ON -DDDPM_CUDA=OFF
-DDPM_TEST_KILLS=1000 "$build/ddpm_tests" "survival: killed*"
+DDPM_TEST_KILLS=1000 "$build/ddpm_tests" "survival: killed*,ranks: killed*"
 tools/fuzz.sh "$seconds"
