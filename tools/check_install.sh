@@ -148,7 +148,7 @@ launcher=()
 if command -v ccache >/dev/null; then launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache); fi
 {
   cmake -S "$work/outer" -B "$work/outer/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-    -DDDPM_CUDA=OFF "${launcher[@]}" && cmake --build "$work/outer/build"
+    -DDDPM_CUDA=OFF -DDDPM_WERROR=ON "${launcher[@]}" && cmake --build "$work/outer/build"
 } >"$work/outer.log" 2>&1 || fail "as a subfolder: $(cat "$work/outer.log")"
 make_picture subfolder "$work/outer/build/sample"
 

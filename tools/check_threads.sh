@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The library under ThreadSanitizer: threads share a model and a pool, make, free and cancel, and
 # their images are compared with one thread's to the bit. check_threads.sh [THREADS SAMPLES]
-# What tests/tsan.txt suppresses, and why, stands there.
+# Nothing is suppressed: with one thread each, no OpenMP region is entered, whose library
+# ThreadSanitizer cannot see into.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${DDPM_BUILD_DIR:-build}
@@ -17,5 +18,5 @@ trap 'rm -rf "$work"' EXIT
 DDPM_BUILD_DIR=$build/tsan DDPM_TARGET=ddpm_c_api_soak tools/build.sh -DDDPM_CUDA=OFF \
   -DDDPM_TESTS=ON -DDDPM_SANITIZE=thread "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -g1" >"$work/build.log" ||
   { cat "$work/build.log"; exit 1; }
-TSAN_OPTIONS="suppressions=$PWD/tests/tsan.txt exitcode=66" \
+TSAN_OPTIONS=exitcode=66 \
   "$build/tsan/ddpm_c_api_soak" threads "$work/run" "${1:-8}" "${2:-10}"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What takes longer than tools/test.sh may: 1,000 kills and SECONDS of fuzzing a parser (default 600).
+# What takes longer than tools/test.sh may: 1,000 kills, 8 threads x 200 samples under ThreadSanitizer,
+# and SECONDS of fuzzing a parser (default 600).
 # Hours on two cores; its last counts stand in docs/reliability.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,4 +9,5 @@ build=${DDPM_BUILD_DIR:-build}
 
 tools/build.sh -DDDPM_TESTS=ON -DDDPM_CUDA=OFF
 DDPM_TEST_KILLS=1000 "$build/ddpm_tests" "survival: killed*,ranks: killed*"
+tools/check_threads.sh 8 200
 tools/fuzz.sh "$seconds"
