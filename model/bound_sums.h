@@ -27,8 +27,8 @@ struct BoundSums {
   double ci95() const;
   // 127.5 sqrt(mean mse), by t: what the receiver of a prefix of the code is off by, of 0..255.
   std::vector<double> distortion() const;
-  // By t: bits/dim of what the receiver has at t, the terms behind t. The prior is left out, as in
-  // the paper's table 4.
+  // By t: bits/dim of what the receiver has at t (section 4.3, algorithm 4), the terms behind t.
+  // The prior is left out, as in the paper's table 4.
   std::vector<double> rate() const;
 };
 

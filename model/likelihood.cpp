@@ -40,6 +40,8 @@ double discretized_gaussian(double x, double mean, double log_scale) {
 }
 
 std::vector<double> model_log_variance(const Schedule& s, VarianceType type) {
+  DDPM_CHECK(type == VarianceType::kFixedSmall || type == VarianceType::kFixedLarge,
+             "the bound of variance %s", name_of(type).c_str());
   std::vector<double> log_variance = s.posterior_log_variance_clipped;
   if (type == VarianceType::kFixedLarge)
     for (size_t t = 1; t < log_variance.size(); ++t) log_variance[t] = std::log(s.beta[t]);

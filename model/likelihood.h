@@ -37,14 +37,15 @@ class Bound {
   Bound(const Schedule&, const SchedulerConfig&);
 
   int timesteps() const { return schedule_.timesteps(); }
-  // x_t = sqrt_ab x0 + sqrt_1mab noise, rounded once. pixels U8, all (H,W,C).
+  // x_t = sqrt_ab x0 + sqrt_1mab noise (eq. 4), rounded once. pixels U8, all (H,W,C).
   void noise_image(std::span<const uint8_t> pixels, std::span<const float> noise, int t,
                    std::span<float> x_t) const;
-  // L_t: KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0, -log p(x_0 | x_1) at 0. `out` is
-  // the network's output on x_t; the prediction of x_0 is clipped where the configuration says so.
+  // L_t of eq. 5: KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0, -log p(x_0 | x_1) at 0.
+  // `out` is the network's output on x_t; the prediction of x_0 is clipped where the configuration
+  // says so.
   BoundTerm term(std::span<const uint8_t> pixels, std::span<const float> x_t,
                  std::span<const float> out, int t) const;
-  // L_T = KL(q(x_T | x_0) || N(0, I)): no network is asked.
+  // L_T of eq. 5, KL(q(x_T | x_0) || N(0, I)): no network is asked.
   double prior(std::span<const uint8_t> pixels) const;
 
  private:

@@ -56,7 +56,8 @@ std::vector<SamplerRow> ddim_inverse_rows(const Schedule&, const SchedulerConfig
 struct Mix {
   double x = 0, out = 0;
 };
-// The prediction of x_0 from the network's output where alpha-bar is `ab`.
+// The prediction of x_0 from the network's output where alpha-bar is `ab` (of noise: Ho et al.,
+// eq. 15); 0 where noise is predicted and ab is 0.
 Mix x0_mix(PredictionType, double ab);
 
 // Single rows: from timestep t to `next` < t, where -1 is the clean image.

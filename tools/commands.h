@@ -73,7 +73,7 @@ struct EvalArgs {
   std::string split;           // "train", "test"; "": test where there is one
   int64_t num = 0;             // 0: all
   uint64_t seed = 0;
-  int batch_size = 64;
+  int batch_size = 0;  // 0: 64, or fewer of large images
   DeviceOptions device;
 };
 // Returns kStopped where a signal ended it, after writing what it has beside args.out.

@@ -175,9 +175,10 @@ Status run_eval(const EvalArgs& args) {
   const std::string file = args.out + ".progress";
   if (!args.out.empty()) require_writable(args.out);
   const Dataset data = load_split(args, p);
+  const int usual_batch = data.h * data.w <= 64 * 64 ? 64 : 8;
   BoundOptions o{.seed = args.seed,
                  .num = args.num > 0 ? args.num : data.count,
-                 .batch_size = args.batch_size,
+                 .batch_size = args.batch_size > 0 ? args.batch_size : usual_batch,
                  .threads = args.device.threads > 0
                                 ? args.device.threads
                                 : static_cast<int>(std::thread::hardware_concurrency())};
