@@ -15,8 +15,8 @@ namespace {
 // An H100: multiprocessors, bytes a second, and the rates that docs/kernels.md predicts for blocks
 // that fill it: forward with everything fused, by mma.sync and by wgmma.
 constexpr double kProcessors = 132, kCopyRate = 3.0e12, kMmaRate = 423e12, kWgmmaRate = 650e12;
-constexpr double kLaunch = 2e-6;
-constexpr int kBlocksEach = 2;  // of mma.sync's, on a multiprocessor
+constexpr double kLaunch = 2e-6, kPacking = 3e-6;  // of the filter, before the kernel by wgmma
+constexpr int kBlocksEach = 2;                     // of mma.sync's, on a multiprocessor
 
 // As a residual block asks for it, where the layer stands in one.
 ConvDesc fused_desc(const Layer& l, int images) {
@@ -27,10 +27,17 @@ ConvDesc fused_desc(const Layer& l, int images) {
   return d;
 }
 
-cuda::ConvPlan plan_of(const ConvDesc& d) {
+ConvSlots slots() {
   ConvSlots s;
   s.x = s.x2 = s.scale_shift = s.filter = s.bias = s.state = In{0};
-  return cuda::tensor_forward(cuda::CudaBackend::kHopperShared, d, s, Out{1}, Out{2}, false);
+  return s;
+}
+cuda::ConvPlan plan_of(const ConvDesc& d) {
+  return cuda::tensor_forward(cuda::CudaBackend::kHopperShared, d, slots(), Out{1}, Out{2}, false);
+}
+cuda::ConvPlan wgmma_plan_of(const ConvDesc& d) {
+  return cuda::hopper_forward({cuda::CudaBackend::kHopperShared, static_cast<int>(kProcessors)}, d,
+                              slots(), Out{1}, Out{2});
 }
 
 double flop(const ConvDesc& d) { return 2.0 * d.y().count() * d.r * d.s * d.c(); }
@@ -40,24 +47,29 @@ double bytes(const ConvDesc& d) {
 }
 
 // Of what the blocks compute, the part that is asked for.
-double tile_use(const ConvDesc& d, const cuda::ConvGrid& g) {
-  return static_cast<double>(d.y().count()) / (static_cast<double>(g.blocks) * 128 * g.columns);
+double tile_use(const ConvDesc& d, const cuda::ConvGrid& g, int rows) {
+  return static_cast<double>(d.y().count()) / (static_cast<double>(g.blocks) * rows * g.columns);
 }
 
 // How many turns the blocks take, and the rate that is left of `full`.
 double waves(double blocks, double at_once) { return blocks / at_once; }
-double rate(const ConvDesc& d, const cuda::ConvGrid& g, double full, double at_once) {
-  const double turns = waves(g.blocks * g.splits, at_once);
-  const double fill = turns / std::ceil(turns) * tile_use(d, g);
-  return flop(d) / (std::max(flop(d) / (full * fill), bytes(d) / kCopyRate) + kLaunch);
+double rate(const ConvDesc& d, double turns, double tile_use, double full, double before) {
+  const double fill = turns / std::ceil(turns) * tile_use;
+  return flop(d) / (std::max(flop(d) / (full * fill), bytes(d) / kCopyRate) + before);
 }
 
 std::string cell(const ConvDesc& d) {
   const cuda::ConvGrid g = plan_of(d).grid;
+  const double turns = waves(g.blocks * g.splits, kBlocksEach * kProcessors);
   std::string text =
-      format("%.2f: %.0f, %.0f", waves(g.blocks * g.splits, kBlocksEach * kProcessors),
-             rate(d, g, kMmaRate, kBlocksEach * kProcessors) * 1e-12,
-             rate(d, g, kWgmmaRate, kProcessors) * 1e-12);
+      format("%.2f: %.0f, ", turns, rate(d, turns, tile_use(d, g, 128), kMmaRate, kLaunch) * 1e-12);
+  const cuda::ConvPlan wgmma = wgmma_plan_of(d);
+  if (wgmma.run)
+    text += format("%.0f", rate(d, waves(wgmma.grid.blocks, kProcessors),
+                                tile_use(d, wgmma.grid, 256), kWgmmaRate, kLaunch + kPacking) *
+                               1e-12);
+  else
+    text += "-";
   if (g.splits > 1) text += format(" (%d)", g.splits);
   return text;
 }
@@ -83,8 +95,9 @@ std::string table(const std::vector<Layer>& layers, const std::vector<int>& batc
   for (const Layer& l : layers) {
     const ConvDesc d = fused_desc(l, 128);
     const cuda::ConvGrid g = plan_of(d).grid;
-    text += format("| %s | %.3f | %.2f | %.0f | %.0f %% |", name(l).c_str(), flop(d) / 128e9,
-                   bytes(d) / 128e6, static_cast<double>(g.shared) / 1024, 100 * tile_use(d, g));
+    text +=
+        format("| %s | %.3f | %.2f | %.0f | %.0f %% |", name(l).c_str(), flop(d) / 128e9,
+               bytes(d) / 128e6, static_cast<double>(g.shared) / 1024, 100 * tile_use(d, g, 128));
     for (const int n : batches) text += " " + cell(fused_desc(l, n)) + " |";
     text += "\n";
   }
