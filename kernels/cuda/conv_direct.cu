@@ -228,9 +228,10 @@ __device__ __forceinline__ void load_taps(const DirectFilterProblem<T>& p, const
   }
 }
 
-// 64 output channels x 64 of taps * c a block, 32 pixels at a time; 4 x 4 a thread.
+// 64 output channels x 64 of taps * c a block, 32 pixels at a time; 4 x 4 a thread. Three blocks a
+// multiprocessor: at 64 registers, which nvcc takes by itself, one value would spill on sm_80.
 template <typename T>
-__global__ void __launch_bounds__(kConvThreads)
+__global__ void __launch_bounds__(kConvThreads, 3)
     conv_direct_wgrad_kernel(const DirectFilterProblem<T> p) {
   const ConvTiles& t = p.tiles;
   SharedMemory shared;

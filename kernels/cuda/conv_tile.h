@@ -215,11 +215,10 @@ __device__ __forceinline__ void normalise(const ConvInput<T>& in, int n, int c, 
 // Draws of dropout on an image's elements: block e / 8 decides on e.
 template <typename T>
 __device__ __forceinline__ Philox4 draw(const ConvInput<T>& in, int n, int64_t element) {
-  const StepState state = in.state[0];
-  const RandomStream stream{.seed = state.seed,
+  const RandomStream stream{.seed = in.state[0].seed,
                             .purpose = Purpose::kDropout,
-                            .sample = state.first_image + static_cast<uint64_t>(n),
-                            .step = static_cast<uint32_t>(state.step),
+                            .sample = in.state[0].first_image + static_cast<uint64_t>(n),
+                            .step = static_cast<uint32_t>(in.state[0].step),
                             .layer = in.layer};
   return stream.block(static_cast<uint32_t>(element / 8));
 }
