@@ -132,28 +132,8 @@ if command -v nvcc >/dev/null; then
   echo "sample_cuda: compiled"
 fi
 
-# As a subfolder: the library, no program, no tests; built and used.
-mkdir "$work/outer"
-cat >"$work/outer/CMakeLists.txt" <<END
-cmake_minimum_required(VERSION 3.25)
-project(outer LANGUAGES C CXX)
-add_subdirectory($source ddpm)
-add_executable(sample $examples/sample.c)
-target_link_libraries(sample PRIVATE ddpm::ddpm)
-if(TARGET ddpm_tests OR TARGET ddpm_tools)
-  message(FATAL_ERROR "tests or tools in a subproject")
-endif()
-END
-launcher=()
-if command -v ccache >/dev/null; then launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache); fi
-{
-  cmake -S "$work/outer" -B "$work/outer/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-    -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DDDPM_CUDA=OFF "${launcher[@]}" &&
-    cmake --build "$work/outer/build"
-} >"$work/outer.log" 2>&1 || fail "as a subfolder: $(cat "$work/outer.log")"
-"$work/outer/build/sample" "$work/run" "$work/subfolder.png" 5  # its own library
-[[ -s $work/subfolder.png ]] || fail "subfolder: no picture"
-echo "subfolder: ok"
+# As a subfolder there are neither tests nor program; tools/check_subfolder.sh builds it.
+tools/check_subfolder.sh configure
 
 install_package doxygen doxygen
 if ! command -v doxygen >/dev/null; then

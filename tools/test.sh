@@ -55,7 +55,6 @@ group "build" tools/build.sh -DDDPM_WERROR=ON -DDDPM_TESTS=ON \
 group "install tree and examples" tools/check_install.sh
 group "Python package" tools/check_python.sh
 group "files of ddpm sample" tools/check_files.sh
-group "threads under ThreadSanitizer" tools/check_threads.sh
 group "resources of the CUDA kernels" check_ptxas
 group "coverage of the CUDA kernels on the host" "$build/ddpm_tests" --simt-coverage
 group "build with sanitizers" build_sanitized
