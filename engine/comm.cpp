@@ -14,10 +14,12 @@ class SoloCommunicator final : public Communicator {
   std::string description() const override { return "one process"; }
   void broadcast(void*, size_t) override {}
   void share(void*, size_t) override {}
-  void sum_in_order(float*, int64_t) override {}
   void start_sum(float*, int64_t) override {}
   void finish_sums() override {}
-  CommSeconds seconds() const override { return {}; }
+  void exchange_slices(const float*, int64_t, float* const*) override {}
+  void gather_slices(const float*, float*, int64_t) override {}
+  void share_in_step(void*, size_t) override {}
+  std::optional<CommSeconds> seconds() const override { return std::nullopt; }
   void announce_failure(const std::string&) override {}
 };
 

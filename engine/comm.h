@@ -6,10 +6,11 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "kernels/error.h"
+#include "kernels/backend.h"
 
 namespace ddpm {
 
@@ -19,8 +20,7 @@ struct CommSeconds {
   double waiting = 0;  // of these, while nothing was computed
 };
 
-// Where a method says so, all ranks call it, in the same order; it waits for them. Memory is the
-// host's.
+// Where a method says so, all ranks call it, in the same order.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -28,19 +28,30 @@ class Communicator {
   virtual int size() const = 0;
   virtual std::string description() const = 0;  // of what carries the messages
 
+  // ---- on the host's memory; they wait for the other ranks ----
   // All ranks: `bytes` of rank 0 into everybody's `data`.
   virtual void broadcast(void* data, size_t bytes) = 0;
   // All ranks: `all` holds size() parts of `bytes_each`; each rank's own part goes to everybody.
   virtual void share(void* all, size_t bytes_each) = 0;
-  // All ranks: data[0, count) becomes the sum over ranks, as a binary tree in the ranks' order:
-  // (r0 + r1) + (r2 + r3). Equal bits on all ranks.
-  virtual void sum_in_order(float* data, int64_t count) = 0;
-  // All ranks: the same in an order that is fixed for a number of ranks. Returns at once; until
-  // finish_sums() the data belongs to the sum.
+
+  // ---- on the backend's memory, within a step: in order with its calls, and recorded with them
+  // All ranks: data[0, count) becomes the sum over ranks, in an order that is fixed for a number of
+  // ranks; equal bits on all of them. Until finish_sums() the data belongs to the sum.
   virtual void start_sum(float* data, int64_t count) = 0;
   virtual void finish_sums() = 0;
+  // All ranks: of data[0, count), cut into slices of slice_of(count), everybody's slice number
+  // rank() comes into parts[r] for each rank r.
+  virtual void exchange_slices(const float* data, int64_t count, float* const* parts) = 0;
+  // All ranks: and back: each rank's `slice` goes to its place in everybody's data.
+  virtual void gather_slices(const float* slice, float* data, int64_t count) = 0;
+  // All ranks: as share().
+  virtual void share_in_step(void* all, size_t bytes_each) = 0;
+  // The host has asked for a step. What a device has ended by then is known by these.
+  virtual void step_asked() {}
 
-  virtual CommSeconds seconds() const = 0;
+  int64_t slice_of(int64_t count) const { return (count + size() - 1) / size(); }
+  // Nothing where a device's streams hide it.
+  virtual std::optional<CommSeconds> seconds() const = 0;
   // Before this rank leaves alone, by an error that the others do not know of: they leave too, with
   // Status::kPeer, and say why. Nothing else may be called after it.
   virtual void announce_failure(const std::string& what) = 0;
@@ -49,18 +60,29 @@ class Communicator {
 // Rank 0 of 1.
 std::unique_ptr<Communicator> make_solo_communicator();
 
-struct MpiOptions {
+struct CommOptions {
   double timeout = 60;  // seconds without a sign of life after which a rank is lost
-  // Called, in a thread of the communicator, when another rank is lost: ends the process with
-  // Status::kPeer. The text is empty where another rank says it.
-  std::function<void(const std::string&)> leave;
+  // Called, in a thread of the communicator, when another rank is lost: says why, unless the text
+  // is empty because another rank says it; and ends the process with Status::kPeer.
+  std::function<void(const std::string&)> say;
+  std::function<void()> leave;
 };
 // Whether a launcher of MPI has started this process.
 bool started_by_mpi();
 // Joins the ranks that it started. Error(kUsage) where the build has no MPI.
-std::unique_ptr<Communicator> make_mpi_communicator(const MpiOptions&);
+std::unique_ptr<Communicator> make_mpi_communicator(const CommOptions&);
 // "Open MPI 4.1.4", or empty.
 std::string mpi_library();
+
+// Ranks on GPUs, one each. What is said on the host goes by `control` where there is one, which
+// also watches the ranks; otherwise by NCCL itself, whose ranks find each other by the environment
+// variable NCCL_COMM_ID, and a rank is lost when no step or message has ended for the timeout. The
+// backend and `control` must outlive it, recordings must not. Error(kUsage) where the build has no
+// NCCL.
+std::unique_ptr<Communicator> make_nccl_communicator(Backend& backend, Communicator* control,
+                                                     int rank, int size, const CommOptions&);
+// "NCCL 2.28.9", or empty.
+std::string nccl_library();
 
 // An error that all ranks have come to: nobody need be told, and rank 0 says it.
 class AgreedError : public Error {

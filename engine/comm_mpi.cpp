@@ -53,12 +53,12 @@ struct OwnFailure {};
 
 class MpiCommunicator final : public Communicator {
  public:
-  explicit MpiCommunicator(const MpiOptions& options)
+  explicit MpiCommunicator(const CommOptions& options)
       : options_(options), thread_([this] { serve(); }) {
     std::unique_lock lock(mutex_);
     if (!done_.wait_for(lock, std::chrono::duration<double>(options_.timeout),
                         [&] { return started_; }))
-      options_.leave(
+      lost(
           format("the ranks have not all started within %.0f s; see whether each machine runs the "
                  "program, or give more time by --comm-timeout",
                  options_.timeout));
@@ -99,10 +99,6 @@ class MpiCommunicator final : public Communicator {
       wait();
     });
   }
-  void sum_in_order(float* data, int64_t count) override {
-    DDPM_CHECK(count / size_ < INT_MAX, "sum_in_order: %lld values", static_cast<long long>(count));
-    timed([&] { submit([=, this] { sum_tree(data, count); }); });
-  }
   void start_sum(float* data, int64_t count) override {
     DDPM_CHECK(count <= INT_MAX, "start_sum: %lld values", static_cast<long long>(count));
     submit([=, this] {
@@ -117,8 +113,15 @@ class MpiCommunicator final : public Communicator {
   void finish_sums() override {
     timed([] {});
   }
+  void exchange_slices(const float* data, int64_t count, float* const* parts) override {
+    timed([&] { submit([=, this] { send_slices(data, count, parts); }); });
+  }
+  void gather_slices(const float* slice, float* data, int64_t count) override {
+    timed([&] { submit([=, this] { spread_slices(slice, data, count); }); });
+  }
+  void share_in_step(void* all, size_t bytes_each) override { share(all, bytes_each); }
 
-  CommSeconds seconds() const override {
+  std::optional<CommSeconds> seconds() const override {
     const std::lock_guard lock(mutex_);
     return seconds_;
   }
@@ -158,6 +161,11 @@ class MpiCommunicator final : public Communicator {
     seconds_.waiting += seconds_of(Clock::now() - begin);
   }
 
+  void lost(const std::string& why) {
+    options_.say(why);
+    options_.leave();
+  }
+
   // ---- the thread's side ----
   void serve() {
     try {
@@ -172,12 +180,12 @@ class MpiCommunicator final : public Communicator {
       }
       finish();
     } catch (const PeerLost& lost) {
-      options_.leave(rank_ == (lost.rank == 0 ? 1 : 0) ? lost.text : std::string());
+      this->lost(rank_ == (lost.rank == 0 ? 1 : 0) ? lost.text : std::string());
     } catch (const OwnFailure&) {
       tell(kFailed, rank_, failure_.c_str());
     } catch (const std::exception& e) {  // no memory
       tell(kFailed, rank_, e.what());
-      options_.leave(e.what());
+      lost(e.what());
     }
     const std::lock_guard lock(mutex_);
     ended_ = true;
@@ -196,7 +204,10 @@ class MpiCommunicator final : public Communicator {
   void receive();
   void send_sign_of_life(Clock::time_point now);
   void tell(Kind kind, int about, const char* text);
-  void sum_tree(float* data, int64_t count);
+  void send_slices(const float* data, int64_t count, float* const* parts);
+  void spread_slices(const float* slice, float* data, int64_t count);
+  template <typename F>
+  void with_others(F post);
 
   // An error of MPI is a connection that broke.
   void check(int code) {
@@ -210,7 +221,7 @@ class MpiCommunicator final : public Communicator {
   // Those this rank exchanges signs of life with.
   bool watched(int rank) const { return rank != rank_ && (rank_ == 0 || rank == 0); }
 
-  MpiOptions options_;
+  CommOptions options_;
   mutable std::mutex mutex_;
   std::condition_variable work_, done_;
   std::deque<std::function<void()>> jobs_;
@@ -224,7 +235,6 @@ class MpiCommunicator final : public Communicator {
   MPI_Comm world_ = MPI_COMM_NULL, control_ = MPI_COMM_NULL;
   std::vector<std::string> hosts_;
   std::vector<MPI_Request> requests_;  // of the job under way
-  std::vector<float> others_;          // slices of sum_tree
   bool alive_ = true;                  // sends signs of life, and expects them
   Message incoming_;
   MPI_Request incoming_request_ = MPI_REQUEST_NULL;
@@ -370,51 +380,54 @@ void MpiCommunicator::tell(Kind kind, int about, const char* text) {
   }
 }
 
-// Each rank sums a slice: it gets the others' of it, and sends them the sum.
-void MpiCommunicator::sum_tree(float* data, int64_t count) {
+// Two requests with each other rank, which `post` makes.
+template <typename F>
+void MpiCommunicator::with_others(F post) {
   const Clock::time_point start = Clock::now();
-  const int64_t slice = (count + size_ - 1) / size_;
-  const auto begin = [&](int r) { return std::min(count, r * slice); };
-  const auto length = [&](int r) { return static_cast<int>(begin(r + 1) - begin(r)); };
-  if (others_.size() < static_cast<size_t>(slice * size_))
-    others_.resize(static_cast<size_t>(slice * size_));
-  const auto exchange = [&](const auto& from, const auto& to) {
-    requests_.clear();
-    for (int r = 0; r < size_; ++r) {
-      if (r == rank_) continue;
-      requests_.resize(requests_.size() + 2);
-      from(r, &requests_[requests_.size() - 2]);
-      to(r, &requests_.back());
-    }
-    wait();
-  };
-  const int own = length(rank_);
-  std::vector<float*> parts(static_cast<size_t>(size_));
-  for (int r = 0; r < size_; ++r)
-    parts[static_cast<size_t>(r)] =
-        r == rank_ ? data + begin(r) : others_.data() + static_cast<int64_t>(r) * slice;
-  exchange(
-      [&](int r, MPI_Request* request) {
-        check(MPI_Irecv(parts[static_cast<size_t>(r)], own, MPI_FLOAT, r, 1, world_, request));
-      },
-      [&](int r, MPI_Request* request) {
-        check(MPI_Isend(data + begin(r), length(r), MPI_FLOAT, r, 1, world_, request));
-      });
-  for (int step = 1; step < size_; step *= 2)
-    for (int r = 0; r + step < size_; r += 2 * step) {
-      float* to = parts[static_cast<size_t>(r)];
-      const float* from = parts[static_cast<size_t>(r + step)];
-      for (int i = 0; i < own; ++i) to[i] += from[i];
-    }
-  if (rank_ != 0) std::copy_n(parts[0], own, data + begin(rank_));
-  exchange(
-      [&](int r, MPI_Request* request) {
-        check(MPI_Irecv(data + begin(r), length(r), MPI_FLOAT, r, 2, world_, request));
-      },
-      [&](int r, MPI_Request* request) {
-        check(MPI_Isend(data + begin(rank_), own, MPI_FLOAT, r, 2, world_, request));
-      });
+  requests_.clear();
+  for (int r = 0; r < size_; ++r) {
+    if (r == rank_) continue;
+    requests_.resize(requests_.size() + 2);
+    post(r, &requests_[requests_.size() - 2]);
+  }
+  wait();
   add_summing(start);
+}
+
+namespace {
+
+struct Slice {
+  int64_t begin = 0;
+  int length = 0;
+};
+
+Slice slice(const Communicator& ranks, int64_t count, int rank) {
+  const int64_t each = ranks.slice_of(count);
+  DDPM_CHECK(each <= INT_MAX, "slices of %lld values", static_cast<long long>(each));
+  const int64_t begin = std::min(count, rank * each);
+  return {begin, static_cast<int>(std::min(count, begin + each) - begin)};
+}
+
+}  // namespace
+
+void MpiCommunicator::send_slices(const float* data, int64_t count, float* const* parts) {
+  const Slice own = slice(*this, count, rank_);
+  std::copy_n(data + own.begin, own.length, parts[rank_]);
+  with_others([&](int r, MPI_Request* requests) {
+    const Slice theirs = slice(*this, count, r);
+    check(MPI_Irecv(parts[r], own.length, MPI_FLOAT, r, 1, world_, &requests[0]));
+    check(MPI_Isend(data + theirs.begin, theirs.length, MPI_FLOAT, r, 1, world_, &requests[1]));
+  });
+}
+
+void MpiCommunicator::spread_slices(const float* from, float* data, int64_t count) {
+  const Slice own = slice(*this, count, rank_);
+  std::copy_n(from, own.length, data + own.begin);
+  with_others([&](int r, MPI_Request* requests) {
+    const Slice theirs = slice(*this, count, r);
+    check(MPI_Irecv(data + theirs.begin, theirs.length, MPI_FLOAT, r, 2, world_, &requests[0]));
+    check(MPI_Isend(from, own.length, MPI_FLOAT, r, 2, world_, &requests[1]));
+  });
 }
 
 // All ranks come here. Nothing may be under way when MPI ends, so signs of life stop before.
@@ -440,7 +453,7 @@ bool started_by_mpi() {
   return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr;
 }
 
-std::unique_ptr<Communicator> make_mpi_communicator(const MpiOptions& options) {
+std::unique_ptr<Communicator> make_mpi_communicator(const CommOptions& options) {
   return std::make_unique<MpiCommunicator>(options);
 }
 

@@ -80,14 +80,35 @@ Call start_sum(const Bucket& b, Tensor gradients, Communicator* ranks) {
                     [=](float* arena) { ranks->start_sum(arena + b.begin, b.end - b.begin); });
 }
 
+// Slices of the arena go to a rank each, which sums them as a binary tree in the ranks' order,
+// (r0 + r1) + (r2 + r3), and sends the sum back to all.
+void sum_in_order(Graph& g, Communicator* ranks, Tensor gradients) {
+  const int64_t count = g.params().arena_size(), slice = ranks->slice_of(count);
+  std::vector<Tensor> parts;
+  for (int r = 0; r < ranks->size(); ++r)
+    parts.push_back(
+        g.persistent({1, 1, 1, static_cast<int>(slice)}, DType::kF32, "slice_of_gradients"));
+  Call exchange{"exchange_slices", {gradients}, {parts.begin(), parts.end()}, 0, {}};
+  exchange.run = [=, slots = exchange.writes,
+                  to = std::vector<float*>(parts.size())](const Run& r) mutable {
+    for (size_t i = 0; i < slots.size(); ++i) to[i] = r.out<float>(slots[i]);
+    ranks->exchange_slices(r.in<float>(gradients), count, to.data());
+  };
+  exchange.collective = true;
+  g.add(std::move(exchange));
+  for (size_t step = 1; step < parts.size(); step *= 2)
+    for (size_t r = 0; r + step < parts.size(); r += 2 * step)
+      g.add(g.backend().copy(slice, DType::kF32, parts[r + step], parts[r], Write::kAccumulate));
+  Call gather{"gather_slices", {parts[0]}, {gradients}, 0, {}};
+  gather.run = [=, part = parts[0]](const Run& r) {
+    ranks->gather_slices(r.in<float>(part), r.out<float>(gradients), count);
+  };
+  gather.collective = true;
+  g.add(std::move(gather));
+}
+
 void sum_gradients(Graph& g, const Parts& parts, Tensor gradients) {
   Communicator* ranks = parts.ranks;
-  if (parts.in_order) {
-    g.add(collective("sum_in_order", gradients, [=, count = g.params().arena_size()](float* arena) {
-      ranks->sum_in_order(arena, count);
-    }));
-    return;
-  }
   const std::vector<Bucket> all = buckets(g, parts.bucket);
   if (parts.own > 1) {
     for (const Bucket& b : all) g.add(start_sum(b, gradients, ranks));
@@ -116,9 +137,12 @@ void add_parts(Graph& g, const Parts& parts, int images_per_part) {
     sums.end_part(static_cast<size_t>(i), i + 1 == parts.own);
   }
   if (parts.ranks != nullptr && parts.ranks->size() > 1) {
-    sum_gradients(g, parts, gradients);
+    if (parts.in_order)
+      sum_in_order(g, parts.ranks, gradients);
+    else
+      sum_gradients(g, parts, gradients);
     g.add(collective("share_losses", losses, [ranks = parts.ranks, own = parts.own](float* all) {
-      ranks->share(all, sizeof(float) * static_cast<size_t>(own));
+      ranks->share_in_step(all, sizeof(float) * static_cast<size_t>(own));
     }));
   }
   g.add(g.backend().sum_losses(parts.total, losses, g.state()));

@@ -78,6 +78,22 @@ class Recording {
   virtual void stop_loops() = 0;  // those launched end after the time they are in; waits for that
 };
 
+// A second stream of a device, for messages between ranks beside what is computed.
+class Lane {
+ public:
+  virtual ~Lane() = default;
+  virtual void* stream() const = 0;
+  // What comes onto the lane from here on waits for what the backend's stream holds by now.
+  virtual void fork() = 0;
+  // And the other way round.
+  virtual void join() = 0;
+  // A mark on the backend's stream, which must not be recording. Waits while a few dozen marks are
+  // still to be passed.
+  virtual void mark() = 0;
+  // How many marks the device has passed. From any thread.
+  virtual int64_t passed() = 0;
+};
+
 // Slots of a convolution's tensors. Which must be present follows from the desc.
 struct ConvSlots {
   In x, x2;                  // A (N,H,W,C1), (N,H,W,c2)
@@ -138,6 +154,8 @@ class Backend {
   // What `calls` does, recorded to be done again as one launch; null where the backend cannot. The
   // memory they work on must outlive it.
   virtual std::unique_ptr<Recording> record(const std::function<void()>& calls) = 0;
+  // Null where the backend has no streams.
+  virtual std::unique_ptr<Lane> make_lane() = 0;
 
   // ---- convolution: nullopt = not fused here, the caller composes plain calls ----
   // basic() descs are always taken. dgrad and wgrad take filter and bias from the desc and slots.
@@ -278,8 +296,8 @@ class Backend {
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions&);
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&, int device);
 
-// Whether make_cuda_backend would find a device.
-bool cuda_device_found();
+// Devices that make_cuda_backend would find.
+int cuda_device_count();
 
 // The libraries behind the backends, with their versions; empty for a backend that is not built.
 std::string cpu_libraries();

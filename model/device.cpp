@@ -43,7 +43,7 @@ nlohmann::json read_cache(const std::string& path) {
 }
 
 std::unique_ptr<Backend> make_backend(const DeviceOptions& o, const BackendOptions& options) {
-  if (o.device == "cpu" || (o.device == "auto" && !cuda_device_found()))
+  if (o.device == "cpu" || (o.device == "auto" && cuda_device_count() == 0))
     return make_cpu_backend(options);
   if (o.device == "cuda" || o.device == "auto") return make_cuda_backend(options, 0);
   if (o.device.starts_with("cuda:")) {

@@ -35,7 +35,10 @@ class Trainer {
   // Call it after writing weights into the store.
   void weights_changed() { executor_->run(Phase::kSetup); }
   // One update. What went wrong stands in the state, which is read when it is wanted.
-  void step() { executor_->step(); }
+  void step() {
+    executor_->step();
+    if (parts_.ranks != nullptr) parts_.ranks->step_asked();
+  }
 
   StepState state() const { return executor_->state(); }
   // Its first_image is the trainer's to set.

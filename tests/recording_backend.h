@@ -55,6 +55,7 @@ class RecordingBackend : public Backend {
   void enter(void*) override { note("enter"); }
   void leave(void*) override { note("leave"); }
   std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
+  std::unique_ptr<Lane> make_lane() override { return nullptr; }
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override { return 0; }
   Call conv_pack(const ConvDesc&, ConvPass, In, Out) override {

@@ -353,13 +353,23 @@ class NotedRanks final : public Communicator {
   std::string description() const override { return "noted"; }
   void broadcast(void*, size_t) override {}
   void share(void*, size_t) override {}
-  void sum_in_order(float* data, int64_t count) override { sums.push_back({data, count, calls_}); }
   void start_sum(float* data, int64_t count) override { sums.push_back({data, count, calls_}); }
   void finish_sums() override { finished_at = calls_; }
-  CommSeconds seconds() const override { return {}; }
+  void exchange_slices(const float* data, int64_t count, float* const* parts) override {
+    exchanged = {data, count, calls_};
+    slices.assign(parts, parts + size());
+  }
+  void gather_slices(const float* slice, float* data, int64_t count) override {
+    gathered = {data, count, calls_};
+    CHECK(slice == slices[0]);
+  }
+  void share_in_step(void*, size_t) override {}
+  std::optional<CommSeconds> seconds() const override { return {}; }
   void announce_failure(const std::string&) override {}
 
   std::vector<Sum> sums;
+  Sum exchanged{}, gathered{};
+  std::vector<const float*> slices;
   size_t finished_at = 0;
 
  private:
@@ -435,9 +445,12 @@ TEST_CASE("graph: a bucket's sum over ranks begins when its last gradient is wri
   const SummedStep parts(Parts{.total = 4, .own = 2}), ordered(Parts{.total = 2, .in_order = true});
   CHECK(parts.ranks.sums.size() == sums.size());
   for (const auto& sum : parts.ranks.sums) CHECK(sum.calls == parts.calls);
-  REQUIRE(ordered.ranks.sums.size() == 1);
-  CHECK(ordered.ranks.sums[0].data == ordered.gradients);
-  CHECK(ordered.ranks.sums[0].count == ordered.count);
+  CHECK(ordered.ranks.sums.empty());
+  for (const auto& sum : {ordered.ranks.exchanged, ordered.ranks.gathered}) {
+    CHECK(sum.data == ordered.gradients);
+    CHECK(sum.count == ordered.count);
+    CHECK(sum.calls == ordered.calls);
+  }
 }
 
 TEST_CASE("graph: a step in parts is device work with the same arguments every time", "[graph]") {

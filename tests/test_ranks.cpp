@@ -20,6 +20,7 @@
 #include "model/presets.h"
 #include "model/trainer.h"
 #include "tests/child.h"
+#include "tests/rank_support.h"
 #include "tests/support.h"
 #include "tests/temp_folder.h"
 
@@ -28,34 +29,6 @@ using namespace ddpm::test;
 
 namespace {
 
-// Before any child: what a root user, few processors and a container ask of Open MPI.
-struct OpenMpiSettings {
-  OpenMpiSettings() {
-    for (const auto& [name, value] :
-         std::map<std::string, std::string>{{"OMPI_ALLOW_RUN_AS_ROOT", "1"},
-                                            {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
-                                            {"OMPI_MCA_rmaps_base_oversubscribe", "1"},
-                                            {"OMPI_MCA_hwloc_base_binding_policy", "none"},
-                                            {"OMPI_MCA_btl", "self,vader"},
-                                            {"OMPI_MCA_btl_vader_single_copy_mechanism", "none"},
-                                            {"OMP_WAIT_POLICY", "passive"}})
-      ::setenv(name.c_str(), value.c_str(), 0);
-    // Open MPI keeps what it has allocated until the process ends.
-    const char* asan = std::getenv("ASAN_OPTIONS");
-    options_ = std::string(asan != nullptr ? asan : "") + ":detect_leaks=0";
-    ::setenv("ASAN_OPTIONS", options_.c_str(), 1);
-  }
-
- private:
-  std::string options_;
-};
-
-// mpirun with `ranks` of a program.
-Child mpirun(int ranks, const std::string& program, const std::string& arguments,
-             const std::string& log) {
-  const OpenMpiSettings settings;
-  return Child(DDPM_MPIRUN, "-n " + std::to_string(ranks) + " " + program + " " + arguments, log);
-}
 Child train(int ranks, const std::string& out, const std::string& more, const std::string& log) {
   return mpirun(ranks, DDPM_PROGRAM, train_command(out, more), log);
 }
@@ -63,64 +36,6 @@ Child train(int ranks, const std::string& out, const std::string& more, const st
 }  // namespace
 
 namespace {
-
-void check_messages(Communicator& ranks) {
-  const int size = ranks.size(), rank = ranks.rank();
-  std::vector<int> data(1000003, rank == 0 ? 7 : 0);
-  ranks.broadcast(data.data(), data.size() * sizeof(int));
-  CHECK(std::count(data.begin(), data.end(), 7) == 1000003);
-
-  const std::vector<std::string> all = gather(ranks, std::string(static_cast<size_t>(rank), 'x'));
-  REQUIRE(all.size() == static_cast<size_t>(size));
-  for (int r = 0; r < size; ++r)
-    CHECK(all[static_cast<size_t>(r)].size() == static_cast<size_t>(r));
-  CHECK_FALSE(any(ranks, false));
-  CHECK(any(ranks, rank == size - 1));
-}
-
-// Sums of values whose rounding tells in which order they were added.
-void check_sums(Communicator& ranks) {
-  const int size = ranks.size();
-  for (int count : {1, 2, 3, 5, 1000, 100003}) {
-    CAPTURE(count, size);
-    std::vector<std::vector<float>> parts;
-    for (int r = 0; r < size; ++r)
-      parts.push_back(random_values(count, static_cast<uint64_t>(r + 1), 1.0f + 1000.0f * r));
-    const std::vector<float>& own = parts[static_cast<size_t>(ranks.rank())];
-    std::vector<float> tree = own, two = own;
-    ranks.sum_in_order(tree.data(), count);
-    ranks.start_sum(two.data(), count / 2);
-    ranks.start_sum(two.data() + count / 2, count - count / 2);
-    ranks.finish_sums();
-    std::vector<double> exact(parts[0].size());
-    for (const auto& part : parts)
-      for (size_t i = 0; i < exact.size(); ++i) exact[i] += part[i];
-    for (int step = 1; step < size; step *= 2)
-      for (int r = 0; r + step < size; r += 2 * step)
-        for (size_t i = 0; i < exact.size(); ++i)
-          parts[static_cast<size_t>(r)][i] += parts[static_cast<size_t>(r + step)][i];
-    CHECK(tree == parts[0]);
-    CHECK(relative_error(two, exact) < 1e-6);
-    const std::string bytes(reinterpret_cast<const char*>(two.data()), two.size() * sizeof(float));
-    for (const std::string& other : gather(ranks, bytes)) CHECK(other == bytes);
-  }
-  CHECK(ranks.seconds().summing > 0);
-}
-
-void check_agreement(Communicator& ranks) {
-  CHECK_NOTHROW(agree(ranks, [] {}));
-  const int last = ranks.size() - 1;
-  try {
-    agree(ranks, [&] {
-      if (ranks.rank() == last) fail(Status::kFile, "no such file");
-    });
-    FAIL("nobody was told");
-  } catch (const Error& e) {
-    CHECK(e.status() == Status::kFile);
-    CHECK(std::string(e.what()) ==
-          (last == 0 ? "no such file" : format("rank %d: no such file", last)));
-  }
-}
 
 void check_weights(Communicator& ranks) {
   const auto backend = make_cpu_backend({.threads = 1});
@@ -163,10 +78,10 @@ TEST_CASE("ranks: messages, sums and agreement, on 1 to 4 ranks", "[ranks_inside
     }
     return;
   }
-  const auto ranks = make_mpi_communicator({.timeout = 60, .leave = [](const std::string& why) {
-                                              std::fprintf(stderr, "%s\n", why.c_str());
-                                              ::_exit(8);
-                                            }});
+  const auto ranks = make_mpi_communicator(
+      {.timeout = 60,
+       .say = [](const std::string& why) { std::fprintf(stderr, "%s\n", why.c_str()); },
+       .leave = [] { ::_exit(8); }});
   check_messages(*ranks);
   check_sums(*ranks);
   check_agreement(*ranks);
@@ -288,7 +203,8 @@ TEST_CASE("ranks: what cannot be shared out is exit 2 and named, by one rank", "
         "pack " + tmp.path() + " --out " + (tmp / "x")}) {
     CHECK(Child(command, tmp / "log").wait() == 2);
     INFO(get_bytes(tmp / "log"));
-    CHECK(get_bytes(tmp / "log").find("WORLD_SIZE is 2") != std::string::npos);
+    const char* named = command.starts_with("train") ? "RANK is ''" : "WORLD_SIZE is 2";
+    CHECK(get_bytes(tmp / "log").find(named) != std::string::npos);
   }
   ::unsetenv("WORLD_SIZE");
 }

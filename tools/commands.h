@@ -18,6 +18,7 @@ struct TrainArgs {
   std::string resume = "auto";
   // Assignments "train.steps=100", in the order given: flags and --set alike.
   std::vector<std::string> settings;
+  int gpus = 1;
   double comm_timeout = 60;  // seconds
   DeviceOptions device;
 };

@@ -52,6 +52,9 @@ void add_train(CLI::App& program, TrainArgs& args, Status& status) {
       ->check(CLI::IsMember({"on", "off"}));
   add_setting(app, args, "--dropout", "train.dropout", "probability of dropping an activation");
   add_device_flags(app, args.device);
+  app->add_option("--gpus", args.gpus, "ranks on so many GPUs of this machine")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
   app->add_option("--resume", args.resume,
                   "auto (go on with the run in --out), never, or a checkpoint folder to start from")
       ->capture_default_str();

@@ -26,10 +26,14 @@ Status run_doctor() {
                                     ? "ok: PNG, JPEG, npz"
                                     : "missing: install libpng-dev, libjpeg-dev and libzip-dev and "
                                       "build again");
-  std::printf("ranks     %s\n",
+  std::printf("ranks     on CPUs %s\n",
               mpi_library().empty()
                   ? "missing: install libopenmpi-dev and openmpi-bin and build again"
                   : ("ok: mpirun, " + mpi_library()).c_str());
+  std::printf("ranks     on GPUs %s\n",
+              nccl_library().empty()
+                  ? "missing: build with the CUDA backend and NCCL (libnccl-dev)"
+                  : ("ok: --gpus N, torchrun, srun, mpirun, " + nccl_library()).c_str());
   std::error_code error;
   const auto space = std::filesystem::space(".", error);
   if (!error)

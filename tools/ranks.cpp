@@ -12,10 +12,11 @@
 namespace ddpm::tools {
 namespace {
 
-[[noreturn]] void leave(const std::string& why) {
+void say(const std::string& why) {
   if (!why.empty()) std::fprintf(stderr, "\nddpm: %s\n", why.c_str());
-  ::_exit(static_cast<int>(Status::kPeer));  // nothing waits for what other threads are in
 }
+// Nothing waits for what other threads are in.
+[[noreturn]] void leave() { ::_exit(static_cast<int>(Status::kPeer)); }
 
 std::string host_name() {
   char name[256] = {};
@@ -31,12 +32,61 @@ cpu_set_t processors() {
   return set;
 }
 
+// Threads of a rank that was given no number. A machine's processors are shared by the ranks that
+// may use the same ones; with --reduction-shards it is one, which every machine has: the result
+// depends on it.
+int threads_of_rank(const TrainConfig& train, Communicator& ranks) {
+  if (train.reduction_shards > 0) return 1;
+  const cpu_set_t set = processors();
+  const std::string own =
+      host_name() + std::string(reinterpret_cast<const char*>(&set), sizeof set);
+  const std::vector<std::string> all = gather(ranks, own);
+  const auto sharing = static_cast<int>(std::count(all.begin(), all.end(), own));
+  return std::max(1, CPU_COUNT(&set) / sharing);
+}
+
+// A GPU for each rank of a machine.
+std::string device_of_rank(const std::string& device, int local_rank) {
+  const int count = cuda_device_count();
+  if (device.starts_with("cuda:"))
+    fail(Status::kUsage, "--device %s: each rank has a GPU of its own; use --device cuda",
+         device.c_str());
+  if (device == "cpu" || (device == "auto" && count == 0)) return "cpu";
+  return count == 0 ? "cuda" : format("cuda:%d", local_rank % count);
+}
+
 }  // namespace
 
-std::unique_ptr<Communicator> join_ranks(double timeout) {
-  if (started_by_mpi()) return make_mpi_communicator({.timeout = timeout, .leave = leave});
-  require_one_process();
-  return make_solo_communicator();
+Ranks::Ranks(const Launch& launch, const DeviceOptions& device, double timeout)
+    : launch_(launch), device_(device), options_{timeout, say, leave} {
+  if (launch.by == Launch::By::kMpi) {
+    control_ = make_mpi_communicator(options_);
+  } else if (launch.size == 1) {
+    control_ = make_solo_communicator();
+  } else {
+    device_.device = device_of_rank(device.device, launch.local_rank);
+    if (device_.device == "cpu")
+      fail(Status::kUsage,
+           "%d ranks without a GPU: ranks on CPUs are started by mpirun, see docs/multi_gpu.md",
+           launch.size);
+    backend_ = open_backend(device_);
+    ::setenv("NCCL_COMM_ID", launch.meeting.c_str(), 1);
+    nccl_ = make_nccl_communicator(*backend_, nullptr, launch.rank, launch.size, options_);
+  }
+}
+
+Backend& Ranks::open_device(const TrainConfig& train) {
+  if (nccl_) return *backend_;
+  const int size = control_->size();
+  if (device_.threads == 0 && (size > 1 || train.reduction_shards > 0))
+    device_.threads = threads_of_rank(train, *control_);
+  agree(*control_, [&] {
+    if (size > 1) device_.device = device_of_rank(device_.device, launch_.local_rank);
+    backend_ = open_backend(device_);
+  });
+  if (size > 1 && backend_->stream() != nullptr)
+    nccl_ = make_nccl_communicator(*backend_, control_.get(), control_->rank(), size, options_);
+  return *backend_;
 }
 
 void require_one_process() {
@@ -82,16 +132,6 @@ Parts parts_of(const TrainConfig& train, Communicator& ranks) {
   }
   parts.own = parts.total / size;
   return parts;
-}
-
-int threads_of_rank(const TrainConfig& train, Communicator& ranks) {
-  if (train.reduction_shards > 0) return 1;
-  const cpu_set_t set = processors();
-  const std::string own =
-      host_name() + std::string(reinterpret_cast<const char*>(&set), sizeof set);
-  const std::vector<std::string> all = gather(ranks, own);
-  const auto sharing = static_cast<int>(std::count(all.begin(), all.end(), own));
-  return std::max(1, CPU_COUNT(&set) / sharing);
 }
 
 std::string ranks_text(Communicator& ranks, const std::string& device) {

@@ -15,6 +15,7 @@
 #include "tools/commands.h"
 #include "tools/image_io.h"
 #include "tools/loss_watch.h"
+#include "tools/processes.h"
 #include "tools/progress.h"
 #include "tools/ranks.h"
 #include "tools/run_trainer.h"
@@ -83,15 +84,15 @@ void require_equal_configs(Communicator& ranks, const RunConfig& config) {
 
 class Run {
  public:
-  Run(const RunConfig& config, const std::string& out, Communicator& ranks)
-      : config_(config), out_(out), ranks_(ranks) {}
+  Run(const RunConfig& config, const std::string& out, Backend& backend, Communicator& ranks)
+      : config_(config), out_(out), backend_(backend), ranks_(ranks) {}
 
   Status run(const TrainArgs& args, const StopSignal& stop);
 
  private:
   bool first() const { return ranks_.rank() == 0; }  // the rank that writes and speaks
   void prepare(const TrainArgs& args);
-  void open_device(const DeviceOptions& device);
+  void build(const std::string& start, Dataset data);
   void load(const std::string& start);
   void prepare_previews();
   void print_header(const std::string& start);
@@ -113,8 +114,9 @@ class Run {
 
   RunConfig config_;
   std::string out_;
+  Backend& backend_;
   Communicator& ranks_;
-  std::unique_ptr<Backend> backend_;
+  Parts parts_;
   std::string data_description_;
   std::unique_ptr<Trainer> trainer_;
   Preview preview_;
@@ -133,13 +135,13 @@ void Run::prepare(const TrainArgs& args) {
     start = find_start(args, config_, out_);
   });
   start = gather(ranks_, start)[0];
-  DeviceOptions device = args.device;
-  if (device.threads == 0 && (ranks_.size() > 1 || train().reduction_shards > 0))
-    device.threads = threads_of_rank(train(), ranks_);
+  Dataset data;
   agree(ranks_, [&] {
-    open_device(device);
-    load(start);
+    parts_ = parts_of(train(), ranks_);
+    data = load_run_data(config_);
   });
+  data_description_ = data.description;
+  build(start, std::move(data));
   trainer_->share_parameters();
   const std::string step = gather(ranks_, std::to_string(first_step_))[0];
   first_step_ = std::stoull(step);
@@ -151,31 +153,37 @@ void Run::prepare(const TrainArgs& args) {
   print_header(start);
 }
 
-void Run::open_device(const DeviceOptions& device) {
-  backend_ = open_backend(device);
-  if (ranks_.size() > 1 && backend_->stream() != nullptr)
-    fail(Status::kUsage, "%d ranks on GPUs are not supported; use --device cpu, or one process",
-         ranks_.size());
+// The trainer. A GPU's plans are chosen by time: rank 0 chooses, the others take what it has.
+void Run::build(const std::string& start, Dataset data) {
+  const bool at_once = backend_.stream() == nullptr;
+  agree(ranks_, [&] {
+    if (!first() && !at_once) return;
+    const std::string plans =
+        start.empty() || !first() ? std::string() : read_manifest(start).plans;
+    if (!plans.empty()) backend_.use_plans(plans);
+    trainer_ = make_trainer(backend_, config_, std::move(data), parts_);
+    if (first()) load(start);
+  });
+  if (at_once) return;
+  const std::string plans = gather(ranks_, first() ? backend_.plans() : std::string())[0];
+  agree(ranks_, [&] {
+    if (first()) return;
+    backend_.use_plans(plans);
+    trainer_ = make_trainer(backend_, config_, std::move(data), parts_);
+  });
 }
 
-// The trainer, and what it starts from, which rank 0 alone reads.
+// What the run starts from, which rank 0 alone reads.
 void Run::load(const std::string& start) {
-  const Parts parts = parts_of(train(), ranks_);
-  Dataset data = load_run_data(config_);
-  data_description_ = data.description;
-  const std::string plans = start.empty() || !first() ? std::string() : read_manifest(start).plans;
-  if (!plans.empty()) backend_->use_plans(plans);
-  trainer_ = make_trainer(*backend_, config_, std::move(data), parts);
-  if (!first()) return;
   if (start.empty()) {
     trainer_->initialize(train().seed);
   } else {
     const Manifest m = load_checkpoint(start, trainer_->store());
     trainer_->weights_changed();
     first_step_ = m.step;
-    if (m.numerics != backend_->numerics() || !backend_->plans_kept())
+    if (m.numerics != backend_.numerics() || !backend_.plans_kept())
       std::fprintf(stderr, "note: this run began as \"%s\" and goes on as \"%s\": not bit-exact\n",
-                   m.numerics.c_str(), backend_->numerics().c_str());
+                   m.numerics.c_str(), backend_.numerics().c_str());
   }
   // One being written beside the last good one.
   require_space(out_, 2 * checkpoint_bytes(), "two checkpoints");
@@ -190,15 +198,15 @@ void Run::prepare_previews() {
   ParamArenas arenas;
   arenas[Arena::kWeights] = trainer_->store().arenas()[Arena::kEma];
   preview_.generator = std::make_unique<Generator>(
-      *backend_, unet, config_.scheduler, SamplerOptions{.kind = SamplerKind::kDdim},
+      backend_, unet, config_.scheduler, SamplerOptions{.kind = SamplerKind::kDdim},
       std::min(preview_.each, train().batch_size), [&](const Params&) { return arenas; });
 }
 
 void Run::print_header(const std::string& start) {
   const size_t previews = preview_.generator ? preview_.generator->bytes() : 0;
   const std::string ranks =
-      ranks_.size() > 1 ? ranks_text(ranks_, backend_->description()) : std::string();
-  const std::vector<std::string> numerics = gather(ranks_, backend_->numerics());
+      ranks_.size() > 1 ? ranks_text(ranks_, backend_.description()) : std::string();
+  const std::vector<std::string> numerics = gather(ranks_, backend_.numerics());
   if (!first()) return;
   if (!ranks.empty()) std::fprintf(stderr, "ranks    %s\n", ranks.c_str());
   for (const std::string& n : numerics)
@@ -209,7 +217,7 @@ void Run::print_header(const std::string& start) {
                    numerics[0].c_str(), n.c_str());
       break;
     }
-  std::fprintf(stderr, "device   %s\n", backend_->description().c_str());
+  std::fprintf(stderr, "device   %s\n", backend_.description().c_str());
   std::fprintf(stderr, "model    %s parameters, images %dx%dx%d\n",
                grouped(trainer_->store().params().count()).c_str(), config_.unet.sample_height,
                config_.unet.sample_width, config_.unet.in_channels);
@@ -224,15 +232,14 @@ void Run::print_header(const std::string& start) {
                bytes_text(trainer_->store().bytes()).c_str(),
                bytes_text(trainer_->bytes() - trainer_->store().bytes()).c_str(),
                bytes_text(previews).c_str());
-  const Parts parts = parts_of(train(), ranks_);
-  std::fprintf(
-      stderr, "steps    %s to %s, batch %d%s%s\n",
-      grouped(static_cast<int64_t>(first_step_)).c_str(), grouped(train().steps).c_str(),
-      train().batch_size,
-      parts.split()
-          ? format(" in %d parts%s", parts.total, parts.in_order ? ", summed in order" : "").c_str()
-          : "",
-      start.empty() ? "" : (", resumed from " + start).c_str());
+  std::fprintf(stderr, "steps    %s to %s, batch %d%s%s\n",
+               grouped(static_cast<int64_t>(first_step_)).c_str(), grouped(train().steps).c_str(),
+               train().batch_size,
+               parts_.split() ? format(" in %d parts%s", parts_.total,
+                                       parts_.in_order ? ", summed in order" : "")
+                                    .c_str()
+                              : "",
+               start.empty() ? "" : (", resumed from " + start).c_str());
   std::fprintf(stderr, "output   %s: a checkpoint (%s) every %lld steps, samples every %lld\n",
                out_.c_str(), bytes_text(checkpoint_bytes()).c_str(),
                static_cast<long long>(train().save_every),
@@ -326,11 +333,10 @@ void Run::log(uint64_t step, Progress& progress, AppendFile* metrics) {
   line["images_per_second"] = rate;
   line["seconds"] = seconds;
   line["peak_bytes"] = peak_bytes();
-  if (ranks_.size() > 1) {
-    const CommSeconds sums = ranks_.seconds();
-    line["summing_seconds"] = sums.summing - logged_sums_.summing;
-    line["waiting_seconds"] = sums.waiting - logged_sums_.waiting;
-    logged_sums_ = sums;
+  if (const auto sums = ranks_.seconds()) {
+    line["summing_seconds"] = sums->summing - logged_sums_.summing;
+    line["waiting_seconds"] = sums->waiting - logged_sums_.waiting;
+    logged_sums_ = *sums;
   }
   if (metrics) metrics->append_line(line.dump());
   progress.show(static_cast<int64_t>(step), format("loss %.4f  %s images/s", loss,
@@ -370,8 +376,8 @@ Manifest Run::manifest(uint64_t step) const {
   m.step = step;
   m.seed = train().seed;
   m.batch_size = train().batch_size;
-  m.numerics = backend_->numerics();
-  m.plans = backend_->plans();
+  m.numerics = backend_.numerics();
+  m.plans = backend_.plans();
   return m;
 }
 
@@ -438,30 +444,52 @@ Status Run::run(const TrainArgs& args, const StopSignal& stop) {
   return Status::kOk;
 }
 
+constexpr double kGrace = 10;  // seconds for ranks to leave when one of them has failed
+
+void require_gpus(const TrainArgs& args, const Launch& launch) {
+  if (args.device.device != "auto" && args.device.device != "cuda")
+    fail(Status::kUsage, "--gpus %d and --device %s exclude each other", args.gpus,
+         args.device.device.c_str());
+  if (launch.by == Launch::By::kMpi || (launch.size > 1 && launch.size != args.gpus))
+    fail(Status::kUsage, "--gpus %d: a launcher has started the ranks already; leave --gpus out",
+         args.gpus);
+  const int count = cuda_device_count();
+  if (count < args.gpus)
+    fail(Status::kDevice, "--gpus %d: this machine has %d CUDA device%s that this program can use",
+         args.gpus, count, count == 1 ? "" : "s");
+}
+
 }  // namespace
 
 Status run_train(const TrainArgs& args) {
+  const Launch launch = find_launch();
+  if (args.gpus > 1) {
+    require_gpus(args, launch);
+    if (launch.size == 1) return run_processes(own_command(), args.gpus, kGrace);
+  }
   const StopSignal stop;  // before the threads of ranks and backend
-  const std::unique_ptr<Communicator> ranks = join_ranks(args.comm_timeout);
+  Ranks ranks(launch, args.device, args.comm_timeout);
   try {
     RunConfig config;
-    agree(*ranks, [&] { config = resolve_config(args); });
-    require_equal_configs(*ranks, config);
+    agree(ranks.communicator(), [&] { config = resolve_config(args); });
+    require_equal_configs(ranks.communicator(), config);
     const std::string name = !args.preset.empty() ? args.preset
                              : args.config.empty()
                                  ? "tiny"
                                  : std::filesystem::path(args.config).stem().string();
     const std::string out = args.out.empty() ? "runs/" + name : args.out;
-    return Run(config, out, *ranks).run(args, stop);
+    Backend& backend = ranks.open_device(config.train);
+    return Run(config, out, backend, ranks.communicator()).run(args, stop);
   } catch (const Error& e) {
-    if (ranks->size() == 1) throw;
+    Communicator& all = ranks.communicator();
+    if (all.size() == 1) throw;
     // Said before others know: as soon as one has left, mpirun ends the rest.
     const bool agreed = dynamic_cast<const AgreedError*>(&e) != nullptr;
-    if (!agreed || ranks->rank() == 0) std::fprintf(stderr, "\nddpm: %s\n", e.what());
-    if (!agreed) ranks->announce_failure(e.what());
+    if (!agreed || all.rank() == 0) std::fprintf(stderr, "\nddpm: %s\n", e.what());
+    if (!agreed) all.announce_failure(e.what());
     return e.status();
   } catch (const std::exception& e) {
-    ranks->announce_failure(e.what());
+    ranks.communicator().announce_failure(e.what());
     throw;
   }
 }

@@ -31,6 +31,7 @@ class CpuBackend final : public Backend {
   void enter(void*) override {}
   void leave(void*) override {}
   std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
+  std::unique_ptr<Lane> make_lane() override { return nullptr; }
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override;
   Call conv_pack(const ConvDesc&, ConvPass, In filter, Out packed) override;

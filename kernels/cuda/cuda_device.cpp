@@ -7,6 +7,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/conv.h"
 #include "kernels/cuda/graph_recording.h"
+#include "kernels/cuda/lane.h"
 
 namespace ddpm {
 namespace cuda {
@@ -291,6 +292,11 @@ std::unique_ptr<Recording> CudaDevice::record(const std::function<void()>& calls
   return record_graph(stream_, calls);
 }
 
+std::unique_ptr<Lane> CudaDevice::make_lane() {
+  use();
+  return make_cuda_lane(stream_);
+}
+
 Call CudaDevice::conv_pack(const ConvDesc&, ConvPass, In, Out) {
   fail(Status::kBug, "CUDA packs no filters");
 }
@@ -336,9 +342,9 @@ std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options, int de
   return backend;
 }
 
-bool cuda_device_found() {
+int cuda_device_count() {
   std::string why;
-  return cuda::count_devices(why) > 0;
+  return cuda::count_devices(why);
 }
 
 std::string cuda_libraries() {

@@ -38,6 +38,7 @@ class CudaDevice final : public CudaBackend {
   void begin_range(const char* name) override;
   void end_range() override;
   std::unique_ptr<Recording> record(const std::function<void()>& calls) override;
+  std::unique_ptr<Lane> make_lane() override;
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override { return 0; }
   Call conv_pack(const ConvDesc&, ConvPass, In filter, Out packed) override;

@@ -9,7 +9,7 @@ std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&, int) {
        "cuBLASLt and cuDNN 9");
 }
 
-bool cuda_device_found() { return false; }
+int cuda_device_count() { return 0; }
 std::string cuda_libraries() { return {}; }
 
 }  // namespace ddpm

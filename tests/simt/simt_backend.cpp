@@ -115,6 +115,11 @@ class SimtBackend final : public cuda::CudaBackend {
   std::unique_ptr<Recording> record(const std::function<void()>& calls) override {
     return std::make_unique<Replay>(calls);
   }
+  std::unique_ptr<Lane> make_lane() override {
+    auto lane = std::make_unique<HostLane>(options_.stuck_after);
+    if (options_.lane != nullptr) *options_.lane = lane.get();
+    return lane;
+  }
 
   size_t packed_bytes(const ConvDesc&, ConvPass) const override { return 0; }
   Call conv_pack(const ConvDesc&, ConvPass, In, Out) override {

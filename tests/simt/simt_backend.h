@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "kernels/backend.h"
+#include "tests/simt/host_lane.h"
 
 namespace ddpm::test {
 
@@ -13,6 +13,9 @@ struct SimtOptions {
   size_t shared_bytes = 0;  // what a block may have of shared memory; 0 = as much as a Hopper's
   int wgmma_blocks = 0;     // as ConvChip's
   bool composed = false;    // of a convolution, nothing is taken but what every backend must
+  // Gets the lane that the backend makes, and is HostLane's stuck_after.
+  HostLane** lane = nullptr;
+  int64_t stuck_after = 0;
 };
 
 // compute_type kF32 or kBF16.

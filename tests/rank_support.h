@@ -1,0 +1,118 @@
+// What the tests of ranks share: mpirun, and what ranks must be able to say to each other.
+#pragma once
+
+#include <catch2/catch.hpp>
+
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "engine/comm.h"
+#include "tests/child.h"
+#include "tests/support.h"
+
+namespace ddpm::test {
+
+// Before any child: what a root user, few processors and a container ask of Open MPI.
+struct OpenMpiSettings {
+  OpenMpiSettings() {
+    for (const auto& [name, value] :
+         std::map<std::string, std::string>{{"OMPI_ALLOW_RUN_AS_ROOT", "1"},
+                                            {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
+                                            {"OMPI_MCA_rmaps_base_oversubscribe", "1"},
+                                            {"OMPI_MCA_hwloc_base_binding_policy", "none"},
+                                            {"OMPI_MCA_btl", "self,vader"},
+                                            {"OMPI_MCA_btl_vader_single_copy_mechanism", "none"},
+                                            {"OMP_WAIT_POLICY", "passive"}})
+      ::setenv(name.c_str(), value.c_str(), 0);
+    // Open MPI keeps what it has allocated until the process ends.
+    const char* asan = std::getenv("ASAN_OPTIONS");
+    options_ = std::string(asan != nullptr ? asan : "") + ":detect_leaks=0";
+    ::setenv("ASAN_OPTIONS", options_.c_str(), 1);
+  }
+
+ private:
+  std::string options_;
+};
+
+// mpirun with `ranks` of a program.
+inline Child mpirun(int ranks, const std::string& program, const std::string& arguments,
+                    const std::string& log) {
+  const OpenMpiSettings settings;
+  return Child(DDPM_MPIRUN, "-n " + std::to_string(ranks) + " " + program + " " + arguments, log);
+}
+inline void check_messages(Communicator& ranks) {
+  const int size = ranks.size(), rank = ranks.rank();
+  std::vector<int> data(1000003, rank == 0 ? 7 : 0);
+  ranks.broadcast(data.data(), data.size() * sizeof(int));
+  CHECK(std::count(data.begin(), data.end(), 7) == 1000003);
+
+  const std::vector<std::string> all = gather(ranks, std::string(static_cast<size_t>(rank), 'x'));
+  REQUIRE(all.size() == static_cast<size_t>(size));
+  for (int r = 0; r < size; ++r)
+    CHECK(all[static_cast<size_t>(r)].size() == static_cast<size_t>(r));
+  CHECK_FALSE(any(ranks, false));
+  CHECK(any(ranks, rank == size - 1));
+}
+
+// As a step in order sums.
+inline void sum_in_order(Communicator& ranks, std::vector<float>& data) {
+  const auto size = static_cast<size_t>(ranks.size()), count = data.size();
+  const auto slice = static_cast<size_t>(ranks.slice_of(static_cast<int64_t>(count)));
+  std::vector<std::vector<float>> parts(size, std::vector<float>(slice));
+  std::vector<float*> to;
+  for (auto& part : parts) to.push_back(part.data());
+  ranks.exchange_slices(data.data(), static_cast<int64_t>(count), to.data());
+  for (size_t step = 1; step < size; step *= 2)
+    for (size_t r = 0; r + step < size; r += 2 * step)
+      for (size_t i = 0; i < slice; ++i) parts[r][i] += parts[r + step][i];
+  ranks.gather_slices(to[0], data.data(), static_cast<int64_t>(count));
+}
+
+// Sums of values whose rounding tells in which order they were added.
+inline void check_sums(Communicator& ranks) {
+  const int size = ranks.size();
+  for (int count : {1, 2, 3, 5, 1000, 100003}) {
+    CAPTURE(count, size);
+    std::vector<std::vector<float>> parts;
+    for (int r = 0; r < size; ++r)
+      parts.push_back(random_values(count, static_cast<uint64_t>(r + 1), 1.0f + 1000.0f * r));
+    const std::vector<float>& own = parts[static_cast<size_t>(ranks.rank())];
+    std::vector<float> tree = own, two = own;
+    sum_in_order(ranks, tree);
+    ranks.start_sum(two.data(), count / 2);
+    ranks.start_sum(two.data() + count / 2, count - count / 2);
+    ranks.finish_sums();
+    std::vector<double> exact(parts[0].size());
+    for (const auto& part : parts)
+      for (size_t i = 0; i < exact.size(); ++i) exact[i] += part[i];
+    for (int step = 1; step < size; step *= 2)
+      for (int r = 0; r + step < size; r += 2 * step)
+        for (size_t i = 0; i < exact.size(); ++i)
+          parts[static_cast<size_t>(r)][i] += parts[static_cast<size_t>(r + step)][i];
+    CHECK(tree == parts[0]);
+    CHECK(relative_error(two, exact) < 1e-6);
+    const std::string bytes(reinterpret_cast<const char*>(two.data()), two.size() * sizeof(float));
+    for (const std::string& other : gather(ranks, bytes)) CHECK(other == bytes);
+  }
+  if (const auto seconds = ranks.seconds(); seconds && size > 1) CHECK(seconds->summing > 0);
+}
+
+inline void check_agreement(Communicator& ranks) {
+  CHECK_NOTHROW(agree(ranks, [] {}));
+  const int last = ranks.size() - 1;
+  try {
+    agree(ranks, [&] {
+      if (ranks.rank() == last) fail(Status::kFile, "no such file");
+    });
+    FAIL("nobody was told");
+  } catch (const Error& e) {
+    CHECK(e.status() == Status::kFile);
+    CHECK(std::string(e.what()) ==
+          (last == 0 ? "no such file" : format("rank %d: no such file", last)));
+  }
+}
+
+}  // namespace ddpm::test

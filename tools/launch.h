@@ -1,0 +1,20 @@
+// Which of several processes this one is, as what started it says in environment variables: Open
+// MPI's mpirun, torchrun (and --gpus N, which speaks its words), Slurm's srun.
+#pragma once
+
+#include <string>
+
+namespace ddpm::tools {
+
+struct Launch {
+  enum class By { kNothing, kMpi, kTorchrun, kSlurm };
+  By by = By::kNothing;
+  int rank = 0, size = 1;  // of kMpi as MPI says, later
+  int local_rank = 0;      // among those on this machine
+  std::string meeting;     // "host:port" that NCCL's ranks meet at, where MPI does not tell them
+};
+
+// Error(kUsage) naming a variable that is missing or no number.
+Launch find_launch();
+
+}  // namespace ddpm::tools
