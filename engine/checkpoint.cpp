@@ -14,7 +14,7 @@ constexpr std::pair<Arena, const char*> kStateArenas[] = {
     {Arena::kWeights, "weights."}, {Arena::kM, "adam_m."}, {Arena::kV, "adam_v."}};
 
 // Reads the tensor from the store when its first bytes are asked for, and drops it after the last.
-TensorSource stored_tensor(const ParamStore& store, Arena arena, const CheckpointTensor& t,
+TensorSource stored_tensor(const ParamReader& store, Arena arena, const CheckpointTensor& t,
                            const std::string& prefix) {
   auto values = std::make_shared<std::vector<float>>();
   return {prefix + t.key, DType::kF32, t.shape,
@@ -97,7 +97,7 @@ void check_all_used(const SafetensorsReader& file, const std::set<std::string>& 
 
 }  // namespace
 
-std::map<std::string, std::string> write_weights(OutputFile& file, const ParamStore& store,
+std::map<std::string, std::string> write_weights(OutputFile& file, const ParamReader& store,
                                                  Arena arena) {
   std::vector<TensorSource> sources;
   for (const CheckpointTensor& t : checkpoint_tensors(store.params()))
@@ -105,7 +105,8 @@ std::map<std::string, std::string> write_weights(OutputFile& file, const ParamSt
   return write_safetensors(file, std::move(sources));
 }
 
-std::map<std::string, std::string> write_training_state(OutputFile& file, const ParamStore& store) {
+std::map<std::string, std::string> write_training_state(OutputFile& file,
+                                                        const ParamReader& store) {
   std::vector<TensorSource> sources;
   for (const auto& [arena, prefix] : kStateArenas)
     for (const CheckpointTensor& t : checkpoint_tensors(store.params()))

@@ -12,10 +12,10 @@
 namespace ddpm {
 
 // Writes one arena under the checkpoint's keys; returns each tensor's XXH3-64.
-std::map<std::string, std::string> write_weights(OutputFile& file, const ParamStore& store,
+std::map<std::string, std::string> write_weights(OutputFile& file, const ParamReader& store,
                                                  Arena arena);
 // Raw weights, m and v, as "weights.KEY", "adam_m.KEY", "adam_v.KEY".
-std::map<std::string, std::string> write_training_state(OutputFile& file, const ParamStore& store);
+std::map<std::string, std::string> write_training_state(OutputFile& file, const ParamReader& store);
 
 // Values that are not finite: an error, or what a bundle of a failed step holds.
 enum class NonFiniteValues { kRefused, kAllowed };

@@ -430,8 +430,10 @@ AppendFile::~AppendFile() { fs_.close(fd_); }
 void AppendFile::append_line(std::string_view line) {
   DDPM_CHECK(line.find('\n') == std::string_view::npos, "a line of %s holds a newline",
              path_.c_str());
-  std::string bytes(line);
-  bytes += '\n';
+  append(std::string(line) + '\n');
+}
+
+void AppendFile::append(std::string_view bytes) {
   struct stat before;
   if (::fstat(fd_, &before) < 0) fail_io("append to", path_, errno);
   const ssize_t n = uninterrupted([&] { return fs_.write(fd_, bytes.data(), bytes.size()); });

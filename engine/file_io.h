@@ -148,6 +148,7 @@ class AppendFile {
   AppendFile& operator=(const AppendFile&) = delete;
 
   void append_line(std::string_view line);  // without the newline
+  void append(std::string_view bytes);      // of a file of something else than lines, made anew
 
  private:
   FileSystem& fs_;

@@ -32,9 +32,14 @@ const Memory& ParamStore::memory(Arena arena) const {
 }
 
 std::vector<float> ParamStore::read(Arena arena) const {
-  std::vector<float> values(static_cast<size_t>(params_.arena_size()));
-  backend_.download(values.data(), memory(arena).data(), values.size() * sizeof(float));
+  std::vector<float> values;
+  read(arena, values);
   return values;
+}
+
+void ParamStore::read(Arena arena, std::vector<float>& values) const {
+  values.resize(static_cast<size_t>(params_.arena_size()));
+  backend_.download(values.data(), memory(arena).data(), values.size() * sizeof(float));
 }
 
 void ParamStore::write(Arena arena, const std::vector<float>& values) {
@@ -75,6 +80,19 @@ void ParamStore::write(Arena arena, const CheckpointTensor& t, const std::vector
              rows.size());
   from_checkpoint(params_, t, values.data(), rows.data());
   backend_.upload(address(arena, t.param, t.row), rows.data(), rows.size() * sizeof(float));
+}
+
+void ParamSnapshot::take() {
+  for (Arena a : {Arena::kWeights, Arena::kM, Arena::kV, Arena::kEma})
+    store_.read(a, arenas_[static_cast<size_t>(a)]);
+}
+
+void ParamSnapshot::read(Arena arena, const CheckpointTensor& t, std::vector<float>& values) const {
+  const Param& p = params()[t.param];
+  values.resize(static_cast<size_t>(t.count()));
+  to_checkpoint(params(), t,
+                arenas_[static_cast<size_t>(arena)].data() + p.offset + t.row * p.row_size(),
+                values.data());
 }
 
 }  // namespace ddpm

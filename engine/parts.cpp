@@ -52,29 +52,6 @@ Call collective(const char* op, Tensor t, std::function<void(float*)> f) {
   return call;
 }
 
-struct Bucket {
-  int64_t begin = 0, end = 0;  // of the arena
-  size_t closed = 0;           // calls of the step after which its last gradient is written
-};
-
-// In the arena's order, which is that in which the backward pass finishes gradients.
-std::vector<Bucket> buckets(const Graph& g, int64_t size) {
-  std::vector<size_t> written(g.params().all().size(), 0);
-  for (size_t i = 0; i < g.steps().size(); ++i)
-    for (Out out : g.steps()[i].call.writes)
-      if (out && g.info({out.slot}).arena == Arena::kGradients && g.info({out.slot}).param >= 0)
-        written[static_cast<size_t>(g.info({out.slot}).param)] = i + 1;
-  std::vector<Bucket> all;
-  for (size_t i = written.size(); i-- > 0;) {
-    const int64_t begin = g.params()[static_cast<int>(i)].offset;
-    if (all.empty() || begin - all.back().begin >= size) all.push_back({begin, 0, 0});
-    all.back().closed = std::max(all.back().closed, written[i]);
-  }
-  for (size_t b = 0; b < all.size(); ++b)
-    all[b].end = b + 1 < all.size() ? all[b + 1].begin : g.params().arena_size();
-  return all;
-}
-
 Call start_sum(const Bucket& b, Tensor gradients, Communicator* ranks) {
   return collective("start_sum", gradients,
                     [=](float* arena) { ranks->start_sum(arena + b.begin, b.end - b.begin); });
@@ -109,7 +86,7 @@ void sum_in_order(Graph& g, Communicator* ranks, Tensor gradients) {
 
 void sum_gradients(Graph& g, const Parts& parts, Tensor gradients) {
   Communicator* ranks = parts.ranks;
-  const std::vector<Bucket> all = buckets(g, parts.bucket);
+  const std::vector<Bucket> all = gradient_buckets(g, parts.bucket);
   if (parts.own > 1) {
     for (const Bucket& b : all) g.add(start_sum(b, gradients, ranks));
   } else {
@@ -122,6 +99,23 @@ void sum_gradients(Graph& g, const Parts& parts, Tensor gradients) {
 }
 
 }  // namespace
+
+std::vector<Bucket> gradient_buckets(const Graph& g, int64_t size) {
+  std::vector<size_t> written(g.params().all().size(), 0);
+  for (size_t i = 0; i < g.steps().size(); ++i)
+    for (Out out : g.steps()[i].call.writes)
+      if (out && g.info({out.slot}).arena == Arena::kGradients && g.info({out.slot}).param >= 0)
+        written[static_cast<size_t>(g.info({out.slot}).param)] = i + 1;
+  std::vector<Bucket> all;
+  for (size_t i = written.size(); i-- > 0;) {
+    const int64_t begin = g.params()[static_cast<int>(i)].offset;
+    if (all.empty() || begin - all.back().begin >= size) all.push_back({begin, 0, 0});
+    all.back().closed = std::max(all.back().closed, written[i]);
+  }
+  for (size_t b = 0; b < all.size(); ++b)
+    all[b].end = b + 1 < all.size() ? all[b + 1].begin : g.params().arena_size();
+  return all;
+}
 
 void add_parts(Graph& g, const Parts& parts, int images_per_part) {
   const Graph::Scope scope(g, "parts");

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "engine/comm.h"
 #include "engine/graph.h"
@@ -20,6 +21,16 @@ struct Parts {
   bool split() const { return total > 1; }
   int first() const { return ranks == nullptr ? 0 : ranks->rank() * own; }
 };
+
+// Gradients that are summed over ranks together: a range of their arena, and the number of calls of
+// a training step after which the last of them is written.
+struct Bucket {
+  int64_t begin = 0, end = 0;
+  size_t closed = 0;
+};
+// Of some `size` parameters each, in the arena's order, which is that in which the backward pass
+// finishes gradients.
+std::vector<Bucket> gradient_buckets(const Graph& g, int64_t size);
 
 // Lists what a step in parts is besides its calls on a part: after each part, its loss kept and its
 // gradient added to those before; sums over ranks, which begin in the last part's backward pass

@@ -122,7 +122,7 @@ std::unique_ptr<ParamStore> load_store(Backend& backend, const Pipeline& p, cons
 }
 
 void save_checkpoint(const std::string& path, const UNetConfig& unet,
-                     const SchedulerConfig& scheduler, const ParamStore& store, Manifest manifest,
+                     const SchedulerConfig& scheduler, const ParamReader& store, Manifest manifest,
                      FileSystem& fs) {
   OutputFolder folder(path, fs);
   const std::string texts[] = {to_text({{"_class_name", "DDPMPipeline"},

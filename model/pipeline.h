@@ -49,7 +49,7 @@ struct Manifest {
 
 // Writes a checkpoint folder, complete or not at all; manifest.hashes and files are filled in.
 void save_checkpoint(const std::string& folder, const UNetConfig&, const SchedulerConfig&,
-                     const ParamStore&, Manifest manifest, FileSystem& fs = FileSystem::real());
+                     const ParamReader&, Manifest manifest, FileSystem& fs = FileSystem::real());
 // Loads weights, EMA and moments of a checkpoint this program wrote, and checks every hash.
 Manifest load_checkpoint(const std::string& folder, ParamStore&,
                          NonFiniteValues nonfinite = NonFiniteValues::kRefused);

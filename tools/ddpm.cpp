@@ -290,6 +290,24 @@ void add_info(CLI::App& program, InfoArgs& args) {
   model->excludes(preset);
   app->add_option("--batch-size", args.batch_size, "default the preset's, or 1")
       ->check(CLI::Range(1, 1 << 20));
+  CLI::Option* ranks =
+      app->add_option("--ranks", args.ranks, "what a step takes on 1, 2, 4 ... of them")
+          ->check(CLI::Range(1, 1 << 20));
+  CLI::Option* bandwidth =
+      app->add_option("--bandwidth", args.bandwidth, "GB/s that a rank sends and receives at once")
+          ->check(CLI::PositiveNumber);
+  CLI::Option* step =
+      app->add_option("--step-ms", args.step_ms,
+                      "of one rank with --batch-size images, as ddpm bench train measures it")
+          ->check(CLI::PositiveNumber);
+  ranks->needs(bandwidth)->needs(step);
+  bandwidth->needs(ranks);
+  step->needs(ranks);
+  app->add_option("--latency", args.latency, "microseconds of a message between ranks")
+      ->needs(ranks)
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app->footer("Example: ddpm info --preset cifar10 --ranks 64 --bandwidth 40 --step-ms 16");
   app->callback([&] {
     if (args.model.empty() && args.preset.empty()) throw CLI::RequiredError("--model or --preset");
     run_info(args);

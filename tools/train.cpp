@@ -12,9 +12,11 @@
 #include "model/pipeline.h"
 #include "model/run_config.h"
 #include "model/trainer.h"
+#include "tools/checkpoint_saver.h"
 #include "tools/commands.h"
 #include "tools/image_io.h"
 #include "tools/loss_watch.h"
+#include "tools/metrics.h"
 #include "tools/processes.h"
 #include "tools/progress.h"
 #include "tools/ranks.h"
@@ -96,15 +98,15 @@ class Run {
   void load(const std::string& start);
   void prepare_previews();
   void print_header(const std::string& start);
-  void keep_metrics_until(uint64_t step) const;
-  void after_step(uint64_t step, Progress& progress, AppendFile* metrics);
+  void after_step(uint64_t step, Progress& progress, Metrics* metrics);
   void check_finite(const StepState& state);
   std::string save_bundle(uint64_t step) const;
   void watch_loss(uint64_t step, double loss, Progress& progress);
   Manifest manifest(uint64_t step) const;
-  void log(uint64_t step, Progress& progress, AppendFile* metrics);
+  void log(uint64_t step, Progress& progress, Metrics* metrics);
   void draw_samples(uint64_t step, Progress& progress);
   void save(uint64_t step, Progress& progress);
+  static void say_saved(const std::string& text, Progress& progress);
 
   const TrainConfig& train() const { return config_.train; }
   // Weights, EMA and two moments.
@@ -119,6 +121,7 @@ class Run {
   Parts parts_;
   std::string data_description_;
   std::unique_ptr<Trainer> trainer_;
+  std::unique_ptr<CheckpointSaver> saver_;  // of rank 0
   Preview preview_;
   LossWatch watch_;
   uint64_t first_step_ = 0, logged_step_ = 0, saved_step_ = 0;
@@ -226,12 +229,12 @@ void Run::print_header(const std::string& start) {
       trainer_->data_on_host() ? ", read from the host's memory: larger than the device's" : "");
   std::fprintf(stderr,
                "memory   %s planned%s: %s parameters and optimizer, %s activations and data, "
-               "%s previews\n",
+               "%s previews; %s on the host for a checkpoint\n",
                bytes_text(trainer_->bytes() + previews).c_str(),
                ranks_.size() > 1 ? " on each rank" : "",
                bytes_text(trainer_->store().bytes()).c_str(),
                bytes_text(trainer_->bytes() - trainer_->store().bytes()).c_str(),
-               bytes_text(previews).c_str());
+               bytes_text(previews).c_str(), bytes_text(checkpoint_bytes()).c_str());
   std::fprintf(stderr, "steps    %s to %s, batch %d%s%s\n",
                grouped(static_cast<int64_t>(first_step_)).c_str(), grouped(train().steps).c_str(),
                train().batch_size,
@@ -244,24 +247,6 @@ void Run::print_header(const std::string& start) {
                out_.c_str(), bytes_text(checkpoint_bytes()).c_str(),
                static_cast<long long>(train().save_every),
                static_cast<long long>(train().sample_every));
-}
-
-// Drops the lines of steps that will be made again.
-void Run::keep_metrics_until(uint64_t step) const {
-  const std::string path = out_ + "/metrics.jsonl";
-  if (!file_exists(path)) return;
-  const std::string text = read_small_file(path, size_t{1} << 30);
-  std::string kept;
-  for (size_t at = 0; at < text.size();) {
-    const size_t end = std::min(text.find('\n', at), text.size());
-    const std::string line = text.substr(at, end - at);
-    at = end + 1;
-    const auto json = nlohmann::json::parse(line, nullptr, false);
-    if (json.is_object() && json.contains("step") && json["step"].is_number_unsigned() &&
-        json["step"].get<uint64_t>() <= step)
-      kept += line + "\n";
-  }
-  if (kept != text) write_file(path, kept);
 }
 
 // The update was not applied: the same step again shows where it went wrong.
@@ -317,7 +302,7 @@ void Run::watch_loss(uint64_t step, double loss, Progress& progress) {
   progress.line("warning: " + text);
 }
 
-void Run::log(uint64_t step, Progress& progress, AppendFile* metrics) {
+void Run::log(uint64_t step, Progress& progress, Metrics* metrics) {
   const StepState state = trainer_->state();
   check_finite(state);
   const double seconds = progress.seconds();
@@ -338,7 +323,7 @@ void Run::log(uint64_t step, Progress& progress, AppendFile* metrics) {
     line["waiting_seconds"] = sums->waiting - logged_sums_.waiting;
     logged_sums_ = *sums;
   }
-  if (metrics) metrics->append_line(line.dump());
+  if (metrics) metrics->add(line);
   progress.show(static_cast<int64_t>(step), format("loss %.4f  %s images/s", loss,
                                                    grouped(static_cast<int64_t>(rate)).c_str()));
   logged_step_ = step;
@@ -386,21 +371,14 @@ void Run::save(uint64_t step, Progress& progress) {
   trainer_->require_equal_weights();
   saved_step_ = step;
   if (!first()) return;
-  make_folders(out_ + "/checkpoints");
-  const std::string folder = checkpoint_folder(out_, step);
-  save_checkpoint(folder, config_.unet, config_.scheduler, trainer_->store(), manifest(step));
-  progress.line("saved    " + folder);
-  if (train().keep_last == 0) return;
-  auto checkpoints = list_checkpoints(out_);
-  const uint64_t every = static_cast<uint64_t>(train().keep_every);
-  if (every > 0) std::erase_if(checkpoints, [&](const auto& c) { return c.first % every == 0; });
-  while (checkpoints.size() > static_cast<size_t>(train().keep_last)) {
-    remove_whole_folder(checkpoints.begin()->second);
-    checkpoints.erase(checkpoints.begin());
-  }
+  say_saved(saver_->start(manifest(step)), progress);
 }
 
-void Run::after_step(uint64_t step, Progress& progress, AppendFile* metrics) {
+void Run::say_saved(const std::string& text, Progress& progress) {
+  if (!text.empty()) progress.line(text);
+}
+
+void Run::after_step(uint64_t step, Progress& progress, Metrics* metrics) {
   if (step % kCompareEvery == 0) trainer_->require_equal_weights();
   const uint64_t last = static_cast<uint64_t>(train().steps);
   const auto due = [&](int64_t every) {
@@ -423,24 +401,27 @@ Status Run::run(const TrainArgs& args, const StopSignal& stop) {
                  static_cast<unsigned long long>(first_step_));
     return Status::kOk;
   }
-  std::unique_ptr<AppendFile> metrics;
+  std::unique_ptr<Metrics> metrics;
   if (first()) {
     make_folders(out_);
     write_file(out_ + "/config.json", to_text(to_json(config_)));
-    keep_metrics_until(first_step_);
-    metrics = std::make_unique<AppendFile>(out_ + "/metrics.jsonl");
+    saver_ = std::make_unique<CheckpointSaver>(config_, out_, trainer_->store());
+    metrics = std::make_unique<Metrics>(out_, first_step_);
   }
   logged_step_ = first_step_;
   Progress progress("step", static_cast<int64_t>(first_step_), train().steps, !first());
   for (uint64_t step = first_step_ + 1; step <= last; ++step) {
     trainer_->step();
     after_step(step, progress, metrics.get());
+    if (saver_) say_saved(saver_->ended(), progress);
     if (any(ranks_, stop.raised()) && step < last) {
       if (saved_step_ != step) save(step, progress);
+      if (saver_) say_saved(saver_->finish(), progress);
       progress.line("stopped by a signal; the same command goes on from here");
       return Status::kStopped;
     }
   }
+  if (saver_) say_saved(saver_->finish(), progress);
   return Status::kOk;
 }
 

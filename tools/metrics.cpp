@@ -1,0 +1,57 @@
+#include "tools/metrics.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+namespace ddpm::tools {
+namespace {
+
+double seconds_since_1970() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return std::chrono::duration<double>(now).count();
+}
+
+// The lines up to `step`, in the file of that path.
+std::string kept_lines(const std::string& path, uint64_t step) {
+  if (!file_exists(path)) return path;
+  const std::string text = read_small_file(path, size_t{1} << 30);
+  std::string kept;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    const std::string line = text.substr(at, end - at);
+    at = end + 1;
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    if (json.is_object() && json.contains("step") && json["step"].is_number_unsigned() &&
+        json["step"].get<uint64_t>() <= step)
+      kept += line + "\n";
+  }
+  if (kept != text) write_file(path, kept);
+  return path;
+}
+
+// A new one for each start.
+std::string event_path(const std::string& out, double now) {
+  make_folders(out + "/tensorboard");
+  return format("%s/tensorboard/events.out.tfevents.%.0f.%d", out.c_str(), now,
+                static_cast<int>(::getpid()));
+}
+
+}  // namespace
+
+Metrics::Metrics(const std::string& out, uint64_t step)
+    : lines_(kept_lines(out + "/metrics.jsonl", step)),
+      events_(event_path(out, seconds_since_1970()), seconds_since_1970(), step + 1) {}
+
+void Metrics::add(const nlohmann::ordered_json& line) {
+  lines_.append_line(line.dump());
+  std::vector<EventFile::Scalar> scalars;
+  for (const auto& [key, value] : line.items())
+    if (key != "step" && value.is_number()) scalars.push_back({key.c_str(), value.get<double>()});
+  events_.add(seconds_since_1970(), line["step"].get<uint64_t>(), scalars);
+}
+
+}  // namespace ddpm::tools

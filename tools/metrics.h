@@ -1,0 +1,26 @@
+// What a run logs: metrics.jsonl, and the same numbers for TensorBoard in tensorboard/.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "tools/event_file.h"
+
+namespace ddpm::tools {
+
+class Metrics {
+ public:
+  // Of the run in `out`, which is at `step`: lines of later steps are dropped, since they will be
+  // made again.
+  Metrics(const std::string& out, uint64_t step);
+
+  // A line with "step"; its numbers, lists left out, go to TensorBoard as well.
+  void add(const nlohmann::ordered_json& line);
+
+ private:
+  AppendFile lines_;
+  EventFile events_;
+};
+
+}  // namespace ddpm::tools
