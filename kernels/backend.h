@@ -28,6 +28,14 @@ namespace ddpm {
 
 enum class Precision { kAuto, kFp32, kTf32, kBf16 };
 
+// Where a backend's memory comes from instead of the system: of the device, or the host's for a
+// CPU.
+struct Allocator {
+  std::function<void*(size_t bytes)> allocate;  // aligned to 256; null: none is left
+  std::function<void(void*, size_t bytes)> release;
+  explicit operator bool() const { return allocate != nullptr; }
+};
+
 struct BackendOptions {
   Precision precision = Precision::kAuto;
   int threads = 0;               // CPU: 0 = all this process may use
@@ -36,6 +44,7 @@ struct BackendOptions {
   // CUDA: our own convolutions by wgmma where that kernel takes them. Needs compute capability 9.0;
   // no GPU has run it yet (docs/gpu_only.md).
   bool wgmma = false;
+  Allocator allocator;  // absent: the system's
 };
 
 // Memory of a backend, freed with the object.

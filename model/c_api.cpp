@@ -26,6 +26,20 @@ static_assert(std::string_view(DDPM_VERSION) == kVersion);
 
 thread_local ErrorText last_error;
 
+Allocator allocator_of(const ddpm_model_options& o) {
+  constexpr uintptr_t kAlignment = 256;
+  const auto release = [release = o.release, user = o.user](void* memory, size_t bytes) {
+    release(user, memory, bytes);
+  };
+  const auto allocate = [allocate = o.allocate, user = o.user, release](size_t bytes) {
+    void* memory = allocate(user, bytes);
+    if (reinterpret_cast<uintptr_t>(memory) % kAlignment == 0) return memory;
+    release(memory, bytes);
+    fail(Status::kUsage, "options: allocate gave memory that is not aligned to 256");
+  };
+  return {allocate, release};
+}
+
 DeviceOptions device_options(const ddpm_model_options& o) {
   require(o.threads >= 0 && o.threads <= 4096, "options: threads must be 0 to 4096");
   require(o.batch_invariant == 0 || o.batch_invariant == 1,
@@ -35,6 +49,9 @@ DeviceOptions device_options(const ddpm_model_options& o) {
   if (o.precision != nullptr) options.precision = o.precision;
   options.threads = o.threads;
   options.batch_invariant = o.batch_invariant != 0;
+  require((o.allocate == nullptr) == (o.release == nullptr),
+          "options: allocate and release must both be given, or neither");
+  if (o.allocate != nullptr) options.allocator = allocator_of(o);
   return options;
 }
 

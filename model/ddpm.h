@@ -102,6 +102,13 @@ DDPM_API const char* ddpm_session_last_error(const ddpm_session* session);
 /** A line about what was chosen; called on the thread that makes a model or sampler. */
 typedef void (*ddpm_log_callback)(void* user, const char* line);
 
+/** Memory of the model's device (the host's for a CPU), aligned to 256; NULL: none is left. On a
+ * GPU the device is current. Called where samplers, sessions and pools are made, never while they
+ * run; by several threads at once if those are made so. */
+typedef void* (*ddpm_allocate_callback)(void* user, size_t bytes);
+/** Takes back what ddpm_allocate_callback gave, of the same size. */
+typedef void (*ddpm_release_callback)(void* user, void* memory, size_t bytes);
+
 /** How to load a model. */
 typedef struct ddpm_model_options {
   uint32_t struct_size;    /**< sizeof(ddpm_model_options) */
@@ -110,7 +117,9 @@ typedef struct ddpm_model_options {
   const char* precision;   /**< "auto", "fp32", "tf32" or "bf16"; NULL: "auto" */
   int32_t batch_invariant; /**< 1: the batch size does not change an image's bits either; slower */
   ddpm_log_callback log;   /**< NULL: none */
-  void* user;              /**< for log */
+  void* user;              /**< for log, allocate and release */
+  ddpm_allocate_callback allocate; /**< for weights and activations; NULL: the system */
+  ddpm_release_callback release;   /**< present where allocate is */
 } ddpm_model_options;
 
 /** Loads what `ddpm sample --model` takes: a pipeline folder of diffusers, a folder with

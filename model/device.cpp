@@ -76,6 +76,7 @@ std::unique_ptr<Backend> open_backend(const DeviceOptions& o) {
   options.precision = parse_precision(o.precision);
   options.threads = o.threads;
   options.batch_invariant = o.batch_invariant;
+  options.allocator = o.allocator;
   auto backend = make_backend(o, options);
   recall_plans(*backend);
   return backend;

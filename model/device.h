@@ -13,6 +13,7 @@ struct DeviceOptions {
   std::string precision = "auto";  // auto, fp32, tf32, bf16
   int threads = 0;                 // 0 = all this process may use
   bool batch_invariant = false;
+  Allocator allocator;
 };
 
 // Throws Error(kUsage) for an unknown word, Error(kDevice) where there is no such device. What an

@@ -405,7 +405,7 @@ TEST_CASE("c api: functions and structs are those that are written down", "[c_ap
     found += format("%s %zu, last field at %zu\n", type, bytes, last);
   };
 #define SIZE(type, last) size(#type, sizeof(type), offsetof(type, last))
-  SIZE(ddpm_model_options, user);
+  SIZE(ddpm_model_options, release);
   SIZE(ddpm_model_files, weights_size);
   SIZE(ddpm_info, multiply_adds);
   SIZE(ddpm_sampler_options, user);

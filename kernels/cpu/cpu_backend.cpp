@@ -3,6 +3,7 @@
 #include <omp.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -49,6 +50,33 @@ class HostMemory final : public Memory {
   void* data_;
 };
 
+// A program's own, zeroed.
+class ForeignMemory final : public Memory {
+ public:
+  ForeignMemory(size_t bytes, const Allocator& allocator, std::shared_ptr<MemoryBudget> budget)
+      : size_(bytes), allocator_(allocator), budget_(std::move(budget)) {
+    if (bytes <= budget_->left(bytes)) data_ = allocator_.allocate(std::max(bytes, size_t{1}));
+    if (data_ == nullptr)
+      fail(Status::kMemory, "out of memory: %zu bytes asked of the program's allocator", bytes);
+    budget_->take(bytes);
+    std::memset(data_, 0, bytes);
+  }
+  ~ForeignMemory() override {
+    budget_->give_back(size_);
+    allocator_.release(data_, std::max(size_, size_t{1}));
+  }
+  ForeignMemory(const ForeignMemory&) = delete;
+  ForeignMemory& operator=(const ForeignMemory&) = delete;
+  void* data() const override { return data_; }
+  size_t size() const override { return size_; }
+
+ private:
+  size_t size_;
+  Allocator allocator_;
+  std::shared_ptr<MemoryBudget> budget_;
+  void* data_ = nullptr;
+};
+
 class HeldBytes final : public Memory {
  public:
   explicit HeldBytes(std::vector<uint8_t> bytes) : bytes_(std::move(bytes)) {}
@@ -92,6 +120,8 @@ std::string CpuBackend::numerics() const {
 }
 
 std::unique_ptr<Memory> CpuBackend::allocate(size_t bytes) {
+  if (options_.allocator)
+    return std::make_unique<ForeignMemory>(bytes, options_.allocator, budget_);
   return std::make_unique<HostMemory>(bytes, budget_);
 }
 std::unique_ptr<Memory> CpuBackend::hold(std::vector<uint8_t> bytes, size_t) {
@@ -111,6 +141,7 @@ void CpuBackend::transfer(void* to, const void* from, size_t bytes) {
   std::memcpy(to, from, bytes);
 }
 void CpuBackend::discard(void* device, size_t bytes) {
+  if (options_.allocator) return;  // its pages are not ours to give back
   constexpr uintptr_t kPage = 4096;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(device) + kPage - 1) / kPage * kPage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(device) + bytes) / kPage * kPage;

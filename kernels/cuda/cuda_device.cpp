@@ -1,6 +1,8 @@
 #include "kernels/cuda/cuda_device.h"
 
 #include <nvtx3/nvToolsExt.h>
+
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "kernels/cuda/call_timer.h"
@@ -69,11 +71,11 @@ size_t shared_bytes(int device) {
 
 class DeviceMemory final : public Memory {
  public:
-  DeviceMemory(int device, size_t bytes, std::shared_ptr<MemoryBudget> budget)
-      : device_(device), bytes_(bytes), budget_(std::move(budget)) {
-    // The backend never hands out a null address.
+  DeviceMemory(int device, size_t bytes, const Allocator& allocator,
+               std::shared_ptr<MemoryBudget> budget)
+      : device_(device), bytes_(bytes), allocator_(allocator), budget_(std::move(budget)) {
     cudaError_t status = cudaErrorMemoryAllocation;
-    if (bytes <= budget_->left(bytes)) status = cudaMalloc(&data_, bytes == 0 ? 1 : bytes);
+    if (bytes <= budget_->left(bytes)) status = take();
     if (status == cudaErrorMemoryAllocation) {
       cudaGetLastError();  // it is reported here
       fail(Status::kMemory,
@@ -87,7 +89,10 @@ class DeviceMemory final : public Memory {
   ~DeviceMemory() override {
     budget_->give_back(bytes_);
     cudaSetDevice(device_);
-    cudaFree(data_);
+    if (allocator_)
+      allocator_.release(data_, asked());
+    else
+      cudaFree(data_);
   }
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;
@@ -95,10 +100,17 @@ class DeviceMemory final : public Memory {
   size_t size() const override { return bytes_; }
 
  private:
+  size_t asked() const { return std::max(bytes_, size_t{1}); }  // no address is null
+  cudaError_t take() {
+    if (!allocator_) return cudaMalloc(&data_, asked());
+    data_ = allocator_.allocate(asked());
+    return data_ == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+  }
   static double gib(size_t bytes) { return static_cast<double>(bytes) / (size_t{1} << 30); }
 
   int device_;
   size_t bytes_;
+  Allocator allocator_;
   std::shared_ptr<MemoryBudget> budget_;
   void* data_ = nullptr;
 };
@@ -216,7 +228,7 @@ bool CudaDevice::plans_kept() const { return cudnn_->replaced() + choice_->repla
 
 std::unique_ptr<Memory> CudaDevice::allocate(size_t bytes) {
   use();
-  auto memory = std::make_unique<DeviceMemory>(device_, bytes, budget_);
+  auto memory = std::make_unique<DeviceMemory>(device_, bytes, options_.allocator, budget_);
   fill(memory->data(), 0, bytes);
   return memory;
 }

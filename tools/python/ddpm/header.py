@@ -22,6 +22,8 @@ DDPM_BUG = 70
 DDPM_STOPPED = 75
 
 ddpm_log_callback = c.CFUNCTYPE(None, c.c_void_p, c.c_char_p)
+ddpm_allocate_callback = c.CFUNCTYPE(c.c_void_p, c.c_void_p, c.c_size_t)
+ddpm_release_callback = c.CFUNCTYPE(None, c.c_void_p, c.c_void_p, c.c_size_t)
 ddpm_progress_callback = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_size_t, c.c_size_t, c.c_int32,
                                      c.c_int32)
 ddpm_preview_callback = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_size_t, c.c_size_t, c.c_int32,
@@ -40,7 +42,8 @@ class ddpm_model_options(Sized):
     _fields_ = [
         ("struct_size", c.c_uint32), ("threads", c.c_int32), ("device", c.c_char_p),
         ("precision", c.c_char_p), ("batch_invariant", c.c_int32), ("log", ddpm_log_callback),
-        ("user", c.c_void_p),
+        ("user", c.c_void_p), ("allocate", ddpm_allocate_callback),
+        ("release", ddpm_release_callback),
     ]
 
 
