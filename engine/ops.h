@@ -69,13 +69,16 @@ struct SampleBias {
 
 struct ConvOptions {
   int k = 0;
-  int kernel = 3, stride = 1;
-  std::array<int, 4> pad{1, 1, 1, 1};  // top, left, bottom, right
+  int kernel = 3, kernel_w = 0, stride = 1;  // kernel_w 0: a square
+  std::array<int, 4> pad{1, 1, 1, 1};        // top, left, bottom, right
+  bool statistics = true;                    // of y, for a group norm
   Init init = Init::kGlorot;
   SampleBias sample_bias;
   Tensor residual;  // (N,P,Q,K), added to the output
   View shortcut;    // (N,P,Q,.), added through a 1x1 convolution of its own, `shortcut_name`
   std::string shortcut_name;
+
+  int width() const { return kernel_w > 0 ? kernel_w : kernel; }
 };
 // y (N,P,Q,K)
 Tensor conv(Graph& g, const View& x, const std::string& name, const ConvOptions&);
@@ -97,6 +100,19 @@ Tensor linear(Graph& g, const View& x, const std::string& name, const std::vecto
 Tensor attention(Graph& g, Tensor qkv, int heads);
 
 Tensor silu(Graph& g, Tensor x);
+
+// Channels [offset, offset + C) of a tensor that several results are written into side by side:
+// their concatenation.
+struct Part {
+  Tensor tensor;
+  int offset = 0;
+};
+// max(x, 0), and the largest or mean value of windows (d.x is the graph's), as a tensor of their
+// own or as `to`. Inference only.
+Tensor relu(Graph& g, Tensor x, const Part& to = {});
+Tensor pool(Graph& g, Tensor x, PoolDesc d, const Part& to = {});
+// x F32 (N,H,W,C) -> (N,h,w,C), bilinear. Inference only.
+Tensor resize(Graph& g, Tensor x, int h, int w);
 
 // t I32 (N) -> (N,1,1,dim); paper section 4, Vaswani et al. 2017.
 Tensor time_embedding(Graph& g, Tensor t, const TimeEmbeddingDesc&);

@@ -229,13 +229,20 @@ class Backend {
   virtual Call cast(int64_t count, DType from, In x, DType to, Out y) = 0;
   // y (+)= x, both of the given type, which is A's or fp32.
   virtual Call copy(int64_t count, DType, In x, Out y, Write) = 0;
-  // From here to upsample_backward all tensors are A.
+  // From here to pool all tensors are A.
   // y (N,H,W,C1+c2) = concat(x, x2) along channels, and back.
   virtual Call concat(const Shape& x, int c2, In, In x2, Out y) = 0;
   virtual Call split(const Shape& x, int c2, In dy, Out dx, Write, Out dx2, Write) = 0;
   // y (N,2H,2W,C)[i,j] = x[i/2, j/2], and dx (+)= the sum of its four gradients.
   virtual Call upsample(const Shape& x, In, Out y) = 0;
   virtual Call upsample_backward(const Shape& x, In dy, Out dx, Write) = 0;
+  // y (N,H,W,columns) at x's = max(x, 0); a NaN stays one.
+  virtual Call relu(const Shape& x, In, Out y, const Columns&) = 0;
+  // y (N,P,Q,columns) at x's. A window with a NaN is NaN.
+  virtual Call pool(const PoolDesc&, In x, Out y, const Columns&) = 0;
+  // y (N,h,w,C) = x, fp32, bilinear: pixel i of h lies at (i + 1/2) H/h - 1/2 between x's rows, and
+  // outside of them on the nearest; columns likewise.
+  virtual Call resize(const Shape& x, int h, int w, In, Out y) = 0;
   // y (N, dim) (+)= table[index[n]]; index I32 (N). Backward: dtable (rows, dim), each row the sum
   // over its images in order. An index outside the table, here and in the next two: an error on the
   // CPU; on a device, which cannot throw, the image's y is NaN and no row gets its gradient.

@@ -109,6 +109,30 @@ struct GroupNormDesc {
   constexpr Shape shape() const { return {x.n, x.h, x.w, c()}; }
 };
 
+// Where a result of C channels goes: columns [offset, offset + C) of a tensor of `channels`
+// channels, which other calls fill beside it.
+struct Columns {
+  int channels = 0, offset = 0;
+
+  constexpr bool hold(int c) const { return c > 0 && offset >= 0 && c <= channels - offset; }
+};
+
+// The largest value, or the mean, of each window's pixels that lie in the image: padding is no
+// value.
+struct PoolDesc {
+  Shape x;
+  bool average = false;
+  int r = 3, s = 3, stride = 1, pad = 0;  // pad < r, s: no window is empty
+
+  constexpr int p() const { return (x.h + 2 * pad - r) / stride + 1; }
+  constexpr int q() const { return (x.w + 2 * pad - s) / stride + 1; }
+  constexpr Shape y() const { return {x.n, p(), q(), x.c}; }
+  constexpr bool valid() const {
+    return x.positive() && r > 0 && s > 0 && stride > 0 && pad >= 0 && pad < r && pad < s &&
+           x.h + 2 * pad >= r && x.w + 2 * pad >= s;
+  }
+};
+
 // Self-attention over tokens: o = softmax(q k^T scale) v per image and head. qkv is (N, L,
 // 3*heads*D), a token's row being q, k, v, each heads*D wide; o is (N, L, heads*D).
 struct AttentionDesc {

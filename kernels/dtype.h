@@ -6,7 +6,7 @@
 
 namespace ddpm {
 
-enum class DType : uint8_t { kF32, kBF16, kE4M3, kU8, kI32, kI64 };
+enum class DType : uint8_t { kF32, kF64, kBF16, kE4M3, kU8, kI32, kI64 };
 
 constexpr size_t size_of(DType t) {
   switch (t) {
@@ -18,6 +18,7 @@ constexpr size_t size_of(DType t) {
     case DType::kE4M3:
     case DType::kU8:
       return 1;
+    case DType::kF64:
     case DType::kI64:
       return 8;
   }
@@ -28,6 +29,8 @@ constexpr const char* name_of(DType t) {
   switch (t) {
     case DType::kF32:
       return "F32";
+    case DType::kF64:
+      return "F64";
     case DType::kBF16:
       return "BF16";
     case DType::kE4M3:

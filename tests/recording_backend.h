@@ -137,6 +137,11 @@ class RecordingBackend : public Backend {
   Call upsample_backward(const Shape&, In dy, Out dx, Write) override {
     return call("upsample_backward", {dy}, {dx});
   }
+  Call relu(const Shape&, In x, Out y, const Columns&) override { return call("relu", {x}, {y}); }
+  Call pool(const PoolDesc&, In x, Out y, const Columns&) override {
+    return call("pool", {x}, {y});
+  }
+  Call resize(const Shape&, int, int, In x, Out y) override { return call("resize", {x}, {y}); }
   Call embedding(int, int, int, In table, In index, Out y, Write) override {
     return call("embedding", {table, index}, {y});
   }

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(g++ cmake ninja-build git libdnnl-dev ocl-icd-opencl-dev libhwy-dev nlohmann-json3-dev
-          libxxhash-dev libcli11-dev libpng-dev libjpeg-dev libzip-dev catch2
+          libxxhash-dev libcli11-dev libpng-dev libjpeg-dev libzip-dev libeigen3-dev catch2
           libboost-context-dev libopenmpi-dev openmpi-bin)
 
 missing=()

@@ -17,6 +17,8 @@ struct ChainArgs {
   std::optional<int> steps;      // the sampler's default
   double eta = 0;
   std::string clip;  // "on", "off"; "": the model's configuration
+
+  friend bool operator==(const ChainArgs&, const ChainArgs&) = default;
 };
 
 SamplerOptions sampler_options(const ChainArgs&, SamplerKind usual);

@@ -70,11 +70,15 @@ void run_interpolate(const InterpolateArgs&);
 
 struct EvalArgs {
   std::string model, data, out;
-  std::string metric = "nll";  // or "rd"
-  std::string split;           // "train", "test"; "": test where there is one
-  int64_t num = 0;             // 0: all
+  std::string metric = "nll";  // or "rd", "fid", "is"
+  std::string split;           // "train", "test"; "": test where there is one, of fid train
+  int64_t num = 0;             // 0: all; of a model's images 50,000
   uint64_t seed = 0;
   int batch_size = 0;  // 0: 64, or fewer of large images
+  // Of fid and is:
+  std::string images;                 // in the model's place, as --data
+  std::string inception, statistics;  // files
+  ChainArgs chain;                    // usually of ddpm
   DeviceOptions device;
 };
 // Returns kStopped where a signal ended it, after writing what it has beside args.out.

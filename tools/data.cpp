@@ -158,4 +158,13 @@ Dataset load_data(const std::string& spec, const Shape& image, Split split) {
   return load_cifar(spec, split);
 }
 
+Dataset load_data(const std::string& spec, Split split) {
+  if (spec == "shapes") return load_data(spec, {1, 32, 32, 3}, split);
+  require_source(spec);
+  if (file_exists(spec)) return load_packed(spec);
+  if (is_cifar_folder(spec)) return load_cifar(spec, split);
+  const Image first = load_image(list_image_folder(spec), 0, 3);
+  return load_image_folder(spec, {1, first.h, first.w, 3});
+}
+
 }  // namespace ddpm::tools

@@ -20,6 +20,10 @@ bool has_test_split(const std::string& spec);
 // size or channels than the model's. Error(kFile): a damaged file.
 Dataset load_data(const std::string& spec, const Shape& image, Split split = Split::kTrain);
 
+// The same with the images' own shape: `shapes` are 32x32x3, and a folder's images are RGB and of
+// the first one's size.
+Dataset load_data(const std::string& spec, Split split);
+
 // The PNG and JPEG files below a folder, told by content, in byte order of their relative paths.
 // Links to folders are not followed.
 struct ImageFolder {

@@ -220,17 +220,23 @@ void add_interpolate(CLI::App& program, InterpolateArgs& args) {
 }
 
 void add_eval(CLI::App& program, EvalArgs& args, Status& status) {
-  CLI::App* app = program.add_subcommand("eval", "Measure how well a model codes a data set");
-  app->add_option("--model", args.model, "as for sample")->required();
-  app->add_option("--data", args.data, "as for train")->required();
+  CLI::App* app = program.add_subcommand(
+      "eval", "Measure how well a model codes a data set, or how near its images come to it");
+  CLI::Option* model = app->add_option("--model", args.model, "as for sample");
+  app->add_option("--data", args.data, "as for train");
   app->add_option("--metric", args.metric,
-                  "nll (bits per dimension) or rd (rate and distortion of progressive coding)")
-      ->check(CLI::IsMember({"nll", "rd"}))
+                  "nll (bits per dimension), rd (rate and distortion of progressive coding), fid "
+                  "(Frechet inception distance of --model's images and --data) or is (inception "
+                  "score)")
+      ->check(CLI::IsMember({"nll", "rd", "fid", "is"}))
       ->capture_default_str();
   app->add_option("--split", args.split,
-                  "train or test, of CIFAR-10 and shapes; default test where there is one")
+                  "train or test, of CIFAR-10 and shapes; default test where there is one, of fid "
+                  "train")
       ->check(CLI::IsMember({"train", "test"}));
-  app->add_option("--num", args.num, "images, chosen by the seed; default all")
+  app->add_option("--num", args.num,
+                  "images, chosen by the seed; default all; of fid and is the images to draw, "
+                  "default 50000, or the first of --images")
       ->check(CLI::PositiveNumber);
   app->add_option("--seed", args.seed, "of the noise and the choice of images")
       ->check(CLI::Range(uint64_t{0}, kMaxSeed))
@@ -238,10 +244,22 @@ void add_eval(CLI::App& program, EvalArgs& args, Status& status) {
   app->add_option("--out", args.out,
                   "FILE.json; what a signal stops is kept beside it, and the same command goes on");
   app->add_option("--batch-size", args.batch_size,
-                  "changes no result; default 64, or 8 of images above 64x64")
+                  "changes no result; default 64, or 8 of images above 64x64; of fid and is as for "
+                  "sample, default 64")
       ->check(CLI::Range(1, 1 << 20));
+  app->add_option("--inception", args.inception,
+                  "of fid and is: weights, which tools/convert_inception.py makes");
+  app->add_option("--statistics", args.statistics,
+                  "of fid: FILE.safetensors with the statistics of --data, read if it holds them, "
+                  "else written");
+  app->add_option("--images", args.images, "of fid and is: as --data, in the place of --model")
+      ->excludes(model);
+  add_chain_flags(app, args.chain);
   add_device_flags(app, args.device);
-  app->footer("Example: ddpm eval --model runs/tiny --data shapes --num 16 --out nll.json");
+  app->footer(
+      "Examples: ddpm eval --model runs/tiny --data shapes --num 16 --out nll.json\n"
+      "          ddpm eval --metric fid --model runs/tiny --data shapes --sampler ddim "
+      "--inception inception.safetensors --statistics shapes.safetensors --out fid.json");
   app->callback([&] { status = run_eval(args); });
 }
 

@@ -14,6 +14,7 @@
 #include "model/pipeline.h"
 #include "tools/commands.h"
 #include "tools/data.h"
+#include "tools/eval_features.h"
 #include "tools/eval_progress.h"
 #include "tools/progress.h"
 #include "tools/stop_signal.h"
@@ -170,6 +171,14 @@ bool evaluate(const Bound& bound, const Dataset& data, const BoundOptions& o,
 }  // namespace
 
 Status run_eval(const EvalArgs& args) {
+  if (args.metric == "fid" || args.metric == "is") return run_eval_features(args);
+  if (args.model.empty() || args.data.empty())
+    fail(Status::kUsage, "--metric %s needs --model and --data", args.metric.c_str());
+  if (!args.images.empty() || !args.inception.empty() || !args.statistics.empty())
+    fail(Status::kUsage, "--images, --inception and --statistics are for --metric fid and is");
+  if (args.chain != ChainArgs{})
+    fail(Status::kUsage, "--metric %s samples nothing: leave the sampler's flags out",
+         args.metric.c_str());
   const std::unique_ptr<StopSignal> stop(args.out.empty() ? nullptr : new StopSignal);
   const Pipeline p = open_pipeline(args.model);
   const std::string file = args.out + ".progress";

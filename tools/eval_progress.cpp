@@ -37,6 +37,18 @@ std::vector<double> numbers(const std::string& path, const nlohmann::json& json,
 
 }  // namespace
 
+void require_evaluation(const std::string& path, const Evaluation& then, const Evaluation& now) {
+  for (const auto& [key, value] : now) {
+    const auto it = then.find(key);
+    const std::string before = it == then.end() ? "" : it->second;
+    if (before != value)
+      fail(Status::kConfig,
+           "%s is of another evaluation: its %s is %s, and %s now; remove it to begin anew, or "
+           "choose another --out",
+           path.c_str(), key.c_str(), in_quotes(before).c_str(), in_quotes(value).c_str());
+  }
+}
+
 void write_eval_progress(const std::string& path, const EvalProgress& p) {
   const BoundSums& s = p.sums;
   nlohmann::ordered_json json;
@@ -63,16 +75,10 @@ EvalProgress read_eval_progress(const std::string& path, const Evaluation& of, i
     damaged(path, "format");
   EvalProgress p;
   p.of = of;
-  for (const auto& [key, value] : of) {
-    const auto it = json["of"].find(key);
-    const std::string then =
-        it != json["of"].end() && it->is_string() ? it->get<std::string>() : "";
-    if (then != value)
-      fail(Status::kConfig,
-           "%s is of another evaluation: its %s is %s, and %s now; remove it to begin anew, or "
-           "choose another --out",
-           path.c_str(), key.c_str(), in_quotes(then).c_str(), in_quotes(value).c_str());
-  }
+  Evaluation then;
+  for (const auto& [key, value] : json["of"].items())
+    if (value.is_string()) then[key] = value;
+  require_evaluation(path, then, of);
   if (json.contains("numerics") && json["numerics"].is_string()) p.numerics = json["numerics"];
   const auto all = static_cast<size_t>(timesteps);
   BoundSums& s = p.sums;

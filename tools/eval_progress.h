@@ -11,6 +11,9 @@ namespace ddpm::tools {
 // What the sums are of, by name: "model" -> its hash, ...
 using Evaluation = std::map<std::string, std::string>;
 
+// Error(kConfig) where the file at `path` is of another evaluation, naming what differs.
+void require_evaluation(const std::string& path, const Evaluation& then, const Evaluation& now);
+
 struct EvalProgress {
   Evaluation of;
   std::string numerics;  // Backend::numerics()

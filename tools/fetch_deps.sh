@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(catch2 nlohmann-json3-dev libcli11-dev libxxhash-dev libboost1.74-dev
-          libboost-context1.74-dev)
+          libboost-context1.74-dev libeigen3-dev)
 rm -rf .deps
 mkdir -p .deps/download
 (
@@ -25,5 +25,6 @@ boost=.deps/usr/include/boost
 find "$boost" -mindepth 1 -maxdepth 1 ! -name assert.hpp ! -name assert ! -name config \
   ! -name config.hpp ! -name detail ! -name context ! -name cstdint.hpp ! -name version.hpp \
   ! -name intrusive_ptr.hpp ! -name smart_ptr ! -name throw_exception.hpp -exec rm -rf {} +
+rm -rf .deps/usr/include/eigen3/unsupported
 find .deps -name '*.so*' -delete
 echo "$(du -sm .deps | cut -f1) MB in .deps"

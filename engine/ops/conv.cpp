@@ -43,7 +43,8 @@ ConvDesc plain_desc(Graph& g, const View& x, const ConvOptions& o) {
   ConvDesc d;
   d.x = g.shape(x.value);
   d.k = o.k;
-  d.r = d.s = o.kernel;
+  d.r = o.kernel;
+  d.s = o.width();
   d.stride = o.stride;
   d.pad_top = o.pad[0];
   d.pad_left = o.pad[1];
@@ -82,10 +83,11 @@ void add_forward(Graph& g, const View& x, const Filter& f, const Filter& shortcu
     slots.shortcut_filter = g.compute_weight(shortcut.weight);
     slots.shortcut_bias = shortcut.bias;
   }
-  d.statistics = true;
+  d.statistics = o.statistics;
   slots.bias = f.bias;
   slots.filter = f.weight;
-  const Tensor stats = g.tensor({1, 1, 1, static_cast<int>(StatsDesc{d.y()}.count())});
+  Tensor stats;
+  if (o.statistics) stats = g.tensor({1, 1, 1, static_cast<int>(StatsDesc{d.y()}.count())});
   if (!g.backend().conv_forward(d, slots, y, stats)) {
     if (shortcut.weight) slots.shortcut_filter = shortcut.weight;
     const ConvLister lister{[&](const Shape& s) -> Out { return g.activation(s); },
@@ -99,7 +101,7 @@ void add_forward(Graph& g, const View& x, const Filter& f, const Filter& shortcu
   slots.filter = packed_filter(g, d, ConvPass::kForward, f.weight);
   g.add_product(*g.backend().conv_forward(d, slots, y, stats),
                 multiply_adds(g, f, y) + (shortcut.weight ? multiply_adds(g, shortcut, y) : 0));
-  g.set_statistics(y, stats);
+  if (stats) g.set_statistics(y, stats);
 }
 
 // The gradient by a group norm's output, led on to before its SiLU and dropout, if the backend has
@@ -188,7 +190,7 @@ void add_bias_gradients(Graph& g, const Filter& f, const Filter& shortcut, const
 
 Tensor conv(Graph& g, const View& x, const std::string& name, const ConvOptions& o) {
   const Shape in = g.shape(x.value);
-  const Filter f = define_filter(g, name, {o.k, o.kernel, o.kernel, in.c}, o.init);
+  const Filter f = define_filter(g, name, {o.k, o.kernel, o.width(), in.c}, o.init);
   Filter shortcut;
   if (o.shortcut.value)
     shortcut =

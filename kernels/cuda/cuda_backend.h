@@ -43,6 +43,9 @@ class CudaBackend : public Backend {
   Call split(const Shape& x, int c2, In dy, Out dx, Write, Out dx2, Write) override;
   Call upsample(const Shape& x, In, Out y) override;
   Call upsample_backward(const Shape& x, In dy, Out dx, Write) override;
+  Call relu(const Shape& x, In, Out y, const Columns&) override;
+  Call pool(const PoolDesc&, In x, Out y, const Columns&) override;
+  Call resize(const Shape& x, int h, int w, In, Out y) override;
   Call embedding(int n, int rows, int dim, In table, In index, Out y, Write) override;
   Call embedding_backward(int n, int rows, int dim, In index, In dy, Out dtable, Write) override;
   Call time_embedding(const TimeEmbeddingDesc&, In t, Out y) override;

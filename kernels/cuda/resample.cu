@@ -1,14 +1,8 @@
 // Concatenation along channels, nearest x2 upsampling, and their backward passes.
 //
 // Each moves the least it can: every input is read once, every output written once (and read once
-// where it is added to). All are limited by memory. A thread moves 16 bytes at a time where all
-// channel counts are multiples of that, else single elements; consecutive threads take consecutive
-// channels, so a warp's accesses are whole lines.
-#include <initializer_list>
-
-#include "kernels/cuda/cuda_backend.h"
-#include "kernels/cuda/divisor.h"
-#include "kernels/cuda/vec.h"
+// where it is added to). All are limited by memory.
+#include "kernels/cuda/runs.h"
 
 namespace ddpm::cuda {
 namespace {
@@ -110,24 +104,6 @@ __global__ void upsample_backward_kernel(Global<const T> dy, Global<T> dx, uint3
 #pragma unroll
   for (int j = 0; j < V; ++j) a[j] = (a[j] + b[j]) + (d[j] + e[j]);
   write_run<T>(dx + int64_t{i} * V, a, add);
-}
-
-// f.template operator()<T, V>(), V elements being 16 bytes where all `channels` are multiples.
-template <typename F>
-Call by_width(DType type, std::initializer_list<int> channels, F f) {
-  return dispatch(type, [&]<typename T>(T) -> Call {
-    constexpr int kWide = 16 / sizeof(T);
-    for (const int c : channels)
-      if (c % kWide != 0) return f.template operator()<T, 1>();
-    return f.template operator()<T, kWide>();
-  });
-}
-
-// Runs of v channels in `count` elements; they are counted in 31 bits.
-uint32_t runs_of(const char* op, int64_t count, int v) {
-  DDPM_CHECK(count / v < int64_t{1} << 31, "%s: %lld elements, %d at a time", op,
-             static_cast<long long>(count), v);
-  return static_cast<uint32_t>(count / v);
 }
 
 void check_shape(const char* op, const Shape& x, int c2) {

@@ -1,0 +1,328 @@
+// ddpm eval --metric fid|is: images against a data set, or by themselves, in the features of
+// Inception-v3.
+#include "tools/eval_features.h"
+
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "engine/file_io.h"
+#include "engine/json.h"
+#include "model/device.h"
+#include "model/schedule.h"
+#include "tools/data.h"
+#include "tools/feature_files.h"
+#include "tools/feature_network.h"
+#include "tools/frechet.h"
+#include "tools/progress.h"
+#include "tools/stop_signal.h"
+
+namespace ddpm::tools {
+namespace {
+
+constexpr double kSaveSeconds = 60;
+constexpr int64_t kUsualNum = 50000;  // of the papers
+constexpr int kUsualBatch = 64;
+
+void require_flags(const EvalArgs& args) {
+  const bool fid = args.metric == "fid";
+  const auto refuse = [&](const char* what) {
+    fail(Status::kUsage, "--metric %s: %s", args.metric.c_str(), what);
+  };
+  if (args.model.empty() == args.images.empty()) refuse("give either --model or --images");
+  if (args.inception.empty())
+    refuse("needs --inception; tools/convert_inception.py makes the file");
+  if (fid && args.data.empty() && args.statistics.empty())
+    refuse("needs --data, or --statistics that were made before");
+  if (!fid && !(args.data.empty() && args.statistics.empty()))
+    refuse("compares with nothing: leave --data and --statistics out");
+  if (args.model.empty() && args.chain != ChainArgs{})
+    refuse("given images are not sampled: leave the sampler's flags out");
+  if (fid && !frechet_built()) frechet_distance({}, {});  // says what is missing
+}
+
+std::string hash_of_images(const Dataset& d) {
+  const std::string shape = format("%d %d %d ", d.h, d.w, d.c);
+  return hash_of(shape +
+                 hash_of({reinterpret_cast<const char*>(d.images.data()), d.images.size()}));
+}
+
+Dataset load_whole(const std::string& spec, const std::string& split) {
+  const bool parts = has_test_split(spec);
+  if (!parts && !split.empty())
+    fail(Status::kUsage, "--split %s: %s is one data set; give the part itself as --data",
+         split.c_str(), spec.c_str());
+  return load_data(spec, split == "test" ? Split::kTest : Split::kTrain);
+}
+
+// What is measured: a model's images, or given ones.
+struct Subject {
+  std::optional<Pipeline> model;
+  std::vector<SamplerRow> rows;
+  Dataset given;
+  Shape image;
+  int64_t num = 0;
+  std::string name;
+};
+
+Subject open_subject(const EvalArgs& args, Evaluation& of) {
+  Subject s;
+  if (!args.model.empty()) {
+    s.model = open_pipeline(args.model);
+    const UNetConfig& u = s.model->unet;
+    s.image = {1, u.sample_height, u.sample_width, u.in_channels};
+    const SamplerOptions options = sampler_options(args.chain, SamplerKind::kDdpm);
+    s.rows = sampler_rows(Schedule(s.model->scheduler), s.model->scheduler, options);
+    s.num = args.num > 0 ? args.num : kUsualNum;
+    s.name = format("%s, %s, %zu steps each", s.model->folder.c_str(),
+                    name_of(options.kind).c_str(), s.rows.size());
+    of["model"] = model_hash(*s.model);
+    of["chain"] =
+        hash_of({reinterpret_cast<const char*>(s.rows.data()), s.rows.size() * sizeof(SamplerRow)});
+    of["seed"] = std::to_string(args.seed);
+  } else {
+    s.given = load_whole(args.images, "");
+    s.image = {1, s.given.h, s.given.w, s.given.c};
+    s.num = args.num > 0 ? args.num : s.given.count;
+    s.name = s.given.description;
+    if (s.num > s.given.count)
+      fail(Status::kConfig, "--num %lld: %s holds %lld images", static_cast<long long>(s.num),
+           args.images.c_str(), static_cast<long long>(s.given.count));
+    of["images"] = hash_of_images(s.given);
+  }
+  const int64_t least = args.metric == "is" ? ScoreSums::kParts : 2;
+  if (s.num < least)
+    fail(Status::kUsage, "--metric %s of %lld images: at least %lld", args.metric.c_str(),
+         static_cast<long long>(s.num), static_cast<long long>(least));
+  of["num"] = std::to_string(s.num);
+  return s;
+}
+
+// What it is compared with.
+struct Reference {
+  Dataset data;  // as long as its features are wanted
+  FeatureSource source;
+  std::optional<FeatureStatistics> statistics;
+};
+
+Reference open_reference(const EvalArgs& args, const std::string& network, size_t features) {
+  Reference r;
+  r.source = {"", network, kFeatureCode};
+  if (!args.data.empty()) {
+    r.data = load_whole(args.data, args.split);
+    r.source.data = hash_of_images(r.data);
+    if (r.data.count < 2) fail(Status::kConfig, "%s holds one image", args.data.c_str());
+    if (args.statistics.empty()) return r;
+    if (!file_exists(args.statistics)) {
+      require_writable(args.statistics);
+      return r;
+    }
+  }
+  StoredStatistics stored = read_statistics(args.statistics, features);
+  const char* other = nullptr;
+  if (!args.data.empty() && stored.source.data != r.source.data) other = "data set";
+  if (stored.source.network != network) other = "inception network";
+  if (stored.source.code != kFeatureCode) other = "version of this program's features";
+  if (other != nullptr && args.data.empty())
+    fail(Status::kConfig, "%s is of another %s; give --data to make it anew",
+         args.statistics.c_str(), other);
+  if (other != nullptr) {
+    std::fprintf(stderr, "note: %s is of another %s and is made anew\n", args.statistics.c_str(),
+                 other);
+    return r;
+  }
+  r.source = stored.source;
+  r.statistics = std::move(stored.statistics);
+  return r;
+}
+
+// The state of an evaluation, its file, and the question whether to stop.
+class Keeper {
+ public:
+  Keeper(const EvalArgs& args, FeatureProgress& state, const StopSignal* stop)
+      : file_(args.out + ".progress"), state_(state), stop_(stop) {}
+
+  const std::string& file() const { return file_; }
+  bool raised() const { return stop_ != nullptr && stop_->raised(); }
+  // Whether a signal has come; the state is written then, and now and then.
+  bool stopped(Progress& progress, double& saved) const {
+    if (stop_ == nullptr) return false;
+    const bool now = raised();
+    if (now || progress.seconds() - saved > kSaveSeconds) {
+      saved = progress.seconds();
+      write_feature_progress(file_, state_);
+    }
+    if (now) progress.line("stopped by a signal; the same command goes on from here");
+    return now;
+  }
+
+ private:
+  std::string file_;
+  FeatureProgress& state_;
+  const StopSignal* stop_;
+};
+
+// Adds the features of the first `num` images of a data set from where the sums are; false where a
+// signal ended it. `score` may be null.
+bool add_given(const Dataset& data, int64_t num, FeatureNetwork& network, FeatureSums& sums,
+               ScoreSums* score, const char* what, const Keeper& keeper) {
+  Progress progress(what, sums.count, num);
+  double saved = 0;
+  while (sums.count < num) {
+    const int64_t n = std::min<int64_t>(network.image().n, num - sums.count);
+    network.run(data.image(sums.count), n, [&](const float* f, const float* logits, int64_t count) {
+      sums.add(f, count);
+      if (score != nullptr) score->add(logits, count);
+    });
+    progress.update(sums.count);
+    if (sums.count < num && keeper.stopped(progress, saved)) return false;
+  }
+  progress.show(sums.count, format("%.1f s", progress.seconds()));
+  return true;
+}
+
+// The same of images that a model draws. What a signal finds unfinished of a batch is drawn again.
+bool add_drawn(Generator& generator, uint64_t seed, int64_t num, FeatureNetwork& network,
+               FeatureProgress& state, const Keeper& keeper) {
+  struct Stopped {};
+  Progress progress("image", state.images.count, num);
+  double saved = 0;
+  while (state.images.count < num) {
+    const int64_t first = state.images.count;
+    const int n = static_cast<int>(std::min<int64_t>(generator.batch_size(), num - first));
+    std::vector<float> images;
+    try {
+      images = generator.sample(seed, static_cast<uint64_t>(first), n, [&](int step) {
+        progress.update(first + int64_t{n} * step / generator.steps());
+        if (keeper.raised()) throw Stopped{};
+      });
+    } catch (const Stopped&) {
+      keeper.stopped(progress, saved);
+      return false;
+    }
+    network.run(to_uint8(images).data(), n,
+                [&](const float* f, const float* logits, int64_t count) {
+                  state.images.add(f, count);
+                  state.score.add(logits, count);
+                });
+    if (state.images.count < num && keeper.stopped(progress, saved)) return false;
+  }
+  progress.show(num, format("%.1f s", progress.seconds()));
+  return true;
+}
+
+// The backend of the features: fp32 without shortcuts in precision, whatever draws the images.
+std::unique_ptr<Backend> exact_backend(const Backend& of_images, DeviceOptions options) {
+  if (of_images.name() == "cpu") return nullptr;
+  options.precision = "fp32";
+  return open_backend(options);
+}
+
+void print_header(const Backend& backend, const EvalArgs& args, const Subject& s,
+                  const Reference* r, const FeatureNetwork& network) {
+  std::fprintf(stderr, "device   %s\nfeatures %zu, %s: %s parameters, %s\n",
+               backend.description().c_str(), network.features(), args.inception.c_str(),
+               grouped(network.parameters()).c_str(), bytes_text(network.bytes()).c_str());
+  if (r != nullptr && r->statistics)
+    std::fprintf(stderr, "compared with %s: %s images\n", args.statistics.c_str(),
+                 grouped(r->statistics->count).c_str());
+  else if (r != nullptr)
+    std::fprintf(stderr, "compared with %s\n", r->data.description.c_str());
+  std::fprintf(stderr, "images   %s of %s\n", grouped(s.num).c_str(), s.name.c_str());
+  if (r != nullptr && s.num <= static_cast<int64_t>(network.features()))
+    std::fprintf(stderr,
+                 "note: with no more images than features the distance is far too large; papers "
+                 "take %s\n",
+                 grouped(kUsualNum).c_str());
+}
+
+nlohmann::ordered_json result_of(const EvalArgs& args, const Reference* r, const Subject& s,
+                                 const FeatureProgress& state) {
+  nlohmann::ordered_json json;
+  if (r != nullptr) {
+    json["fid"] = frechet_distance(*r->statistics, state.images.statistics());
+    std::printf("FID              %.4f\n", json["fid"].get<double>());
+  }
+  if (s.num >= ScoreSums::kParts) {
+    const ScoreSums::Score score = state.score.score();
+    json["inception_score"] = score.mean;
+    json["inception_score_std"] = score.deviation;
+    std::printf("inception score  %.4f +- %.4f\n", score.mean, score.deviation);
+  }
+  json["num"] = s.num;
+  if (s.model) json["seed"] = args.seed;
+  if (r != nullptr) json["reference"] = {{"num", r->statistics->count}, {"data", r->source.data}};
+  json["network"] = state.of.at("network");
+  return json;
+}
+
+}  // namespace
+
+Status run_eval_features(const EvalArgs& args) {
+  require_flags(args);
+  const std::unique_ptr<StopSignal> stop(args.out.empty() ? nullptr : new StopSignal);
+  if (!file_exists(args.inception))
+    fail(Status::kConfig,
+         "--inception %s: no such file; tools/convert_inception.py makes it from PyTorch-FID's "
+         "pt_inception-2015-12-05-6726825d.pth",
+         args.inception.c_str());
+  const SafetensorsReader weights(args.inception, Status::kConfig);
+  if (!args.out.empty()) require_writable(args.out);
+  Evaluation of{
+      {"metric", args.metric}, {"network", inception_hash(weights)}, {"code", kFeatureCode}};
+  const Subject subject = open_subject(args, of);
+
+  const std::unique_ptr<Backend> backend = open_backend(args.device);
+  const std::unique_ptr<Backend> exact = exact_backend(*backend, args.device);
+  Backend& features_backend = exact ? *exact : *backend;
+  const int batch = args.batch_size > 0 ? args.batch_size : kUsualBatch;
+  const int features_batch = std::min(batch, FeatureNetwork::kBatch);
+  FeatureNetwork network(features_backend, weights, subject.image, features_batch);
+
+  std::optional<Reference> reference;
+  if (args.metric == "fid") {
+    reference = open_reference(args, of.at("network"), network.features());
+    of["data"] = reference->source.data;
+  }
+  FeatureProgress state{of, "", FeatureSums(network.features()), FeatureSums(network.features()),
+                        ScoreSums(subject.num, network.classes())};
+  const Keeper keeper(args, state, stop.get());
+  print_header(*backend, args, subject, reference ? &*reference : nullptr, network);
+  if (!args.out.empty() && file_exists(keeper.file())) {
+    read_feature_progress(keeper.file(), state);
+    std::fprintf(stderr, "resumed  from %s, after %s images%s\n", keeper.file().c_str(),
+                 grouped(state.reference.count + state.images.count).c_str(),
+                 state.numerics == backend->numerics() ? "" : ", begun on another backend");
+  }
+  state.numerics = backend->numerics();
+
+  if (reference && !reference->statistics) {
+    const Dataset& d = reference->data;
+    FeatureNetwork own(features_backend, weights, {1, d.h, d.w, d.c}, features_batch);
+    if (!add_given(d, d.count, own, state.reference, nullptr, "reference image", keeper))
+      return Status::kStopped;
+    reference->statistics = state.reference.statistics();
+    if (!args.statistics.empty())
+      write_statistics(args.statistics, reference->source, *reference->statistics);
+    reference->data = {};
+  }
+  if (subject.model) {
+    const Chain chain = make_chain(*backend, *subject.model, subject.rows, batch);
+    keep_plans(*backend);
+    if (!add_drawn(*chain.generator, args.seed, subject.num, network, state, keeper))
+      return Status::kStopped;
+  } else if (!add_given(subject.given, subject.num, network, state.images, &state.score, "image",
+                        keeper)) {
+    return Status::kStopped;
+  }
+
+  const nlohmann::ordered_json result =
+      result_of(args, reference ? &*reference : nullptr, subject, state);
+  if (args.out.empty()) return Status::kOk;
+  write_file(args.out, to_text(result));
+  if (file_exists(keeper.file())) FileSystem::real().remove_file(keeper.file().c_str());
+  return Status::kOk;
+}
+
+}  // namespace ddpm::tools
