@@ -299,8 +299,11 @@ Status run_eval_features(const EvalArgs& args) {
 
   if (reference && !reference->statistics) {
     const Dataset& d = reference->data;
-    FeatureNetwork own(features_backend, weights, {1, d.h, d.w, d.c}, features_batch);
-    if (!add_given(d, d.count, own, state.reference, nullptr, "reference image", keeper))
+    const bool same = d.h == subject.image.h && d.w == subject.image.w && d.c == subject.image.c;
+    std::optional<FeatureNetwork> own;
+    if (!same) own.emplace(features_backend, weights, Shape{1, d.h, d.w, d.c}, features_batch);
+    if (!add_given(d, d.count, own ? *own : network, state.reference, nullptr, "reference image",
+                   keeper))
       return Status::kStopped;
     reference->statistics = state.reference.statistics();
     if (!args.statistics.empty())
