@@ -54,6 +54,20 @@ TEST_CASE("load_data: an image folder in byte order, first-level folders are cla
   CHECK(load_data(folder.path(), {1, 4, 5, 4}).images[80 + 3] == 255);
 }
 
+TEST_CASE("load_data: in the images' own shape", "[data]") {
+  TempFolder folder;
+  put_png(folder / "a/1.png", 4, 5, 1, 7);
+  put_png(folder / "a/2.png", 4, 5, 4, 9);
+  const Dataset d = load_data(folder.path(), Split::kTrain);
+  CHECK((d.count == 2 && d.h == 4 && d.w == 5 && d.c == 3));
+  CHECK(d.images[2] == 7);
+  put_png(folder / "a/3.png", 4, 6, 3, 9);
+  CHECK(thrown_by([&] { load_data(folder.path(), Split::kTrain); }).status == Status::kConfig);
+  const Dataset shapes = load_data("shapes", Split::kTest);
+  CHECK((shapes.count == 10000 && shapes.h == 32 && shapes.w == 32 && shapes.c == 3));
+  CHECK(thrown_by([&] { load_data(folder / "none", Split::kTrain); }).status == Status::kConfig);
+}
+
 TEST_CASE("load_data: an image outside every subfolder means no classes", "[data]") {
   TempFolder folder;
   put_png(folder / "a/1.png", 4, 5, 3, 1);

@@ -91,6 +91,13 @@ TEST_CASE("features: distance and score of PyTorch's features as numpy's", "[fea
   const auto expected = golden_inception_values("a.inception_score");
   CHECK(s.score().mean == Approx(expected[0]).epsilon(1e-6));
   CHECK(s.score().deviation == Approx(expected[1]).epsilon(1e-6));
+  // Where all logits are larger by 1000, whose exponentials are beyond double, nothing changes but
+  // their rounding to 6e-5.
+  std::vector<float> large = logits;
+  for (float& v : large) v += 1000;
+  ScoreSums l(24, 63);
+  l.add(large.data(), 24);
+  CHECK(l.score().mean == Approx(expected[0]).epsilon(1e-3));
 }
 
 TEST_CASE("features: what the files keep, and what is none", "[features]") {
@@ -105,6 +112,7 @@ TEST_CASE("features: what the files keep, and what is none", "[features]") {
   CHECK(r.statistics.count == 5);
   CHECK(r.statistics.mean == s.mean);
   CHECK(r.statistics.covariance == s.covariance);
+  CHECK_THROWS_WITH(read_statistics(tmp / "none", 2), Contains("none"));
   CHECK_THROWS_WITH(read_statistics(path, 3), Contains("2 features") && Contains("another"));
   const std::string good = get_bytes(path);
   for (const auto& [from, to] : {std::pair{"\"5\"", "\"x\""},
@@ -261,6 +269,43 @@ TEST_CASE("eval: what fid and is refuse", "[features]") {
   args = good;
   args.split = "train";
   CHECK_THROWS_WITH(run_eval(args), Contains("--split train"));
+}
+
+TEST_CASE("eval: a model's distance is that of the images that sample draws", "[features]") {
+  const TempFolder tmp;
+  EvalArgs args = between(tmp);
+  save_small_model(tmp / "model", small_unet(), {}, 0.3f);
+  SampleArgs sample;
+  sample.model = tmp / "model";
+  sample.out = tmp / "drawn.safetensors";
+  sample.num = 12;
+  sample.seed = 3;
+  sample.batch_size = 5;
+  sample.chain.sampler = "ddim";
+  sample.chain.steps = 5;
+  sample.device.threads = 1;
+  REQUIRE(run_sample(sample) == Status::kOk);
+  const SafetensorsReader drawn(sample.out);
+  std::vector<float> nchw(12 * 3 * 8 * 8);
+  drawn.read_f32(*drawn.find("images"), nchw.data());
+  const std::vector<uint8_t> pixels = to_uint8(to_nhwc(nchw, 12, 8, 8, 3));
+  {
+    OutputFile file(tmp / "drawn");
+    write_safetensors(file, {tensor_in_memory("images", DType::kU8, {12, 8, 8, 3}, pixels.data())});
+    file.commit();
+  }
+  args.images = tmp / "drawn";
+  args.batch_size = sample.batch_size;
+  const nlohmann::json given = result(args);
+  args.images = "";
+  args.model = sample.model;
+  args.num = 12;
+  args.seed = 3;
+  args.chain = sample.chain;
+  const nlohmann::json of_model = result(args);
+  CHECK(of_model["fid"] == given["fid"]);
+  CHECK(of_model["inception_score"] == given["inception_score"]);
+  CHECK(of_model["seed"] == 3);
 }
 
 TEST_CASE("eval: a model's distance, stopped by a signal and gone on with", "[features]") {

@@ -132,6 +132,7 @@ Reference open_reference(const EvalArgs& args, const std::string& network, size_
                  other);
     return r;
   }
+  r.data = {};
   r.source = stored.source;
   r.statistics = std::move(stored.statistics);
   return r;
@@ -257,34 +258,61 @@ nlohmann::ordered_json result_of(const EvalArgs& args, const Reference* r, const
   return json;
 }
 
+SafetensorsReader open_weights(const std::string& path) {
+  if (!file_exists(path))
+    fail(Status::kConfig,
+         "--inception %s: no such file; tools/convert_inception.py makes it from PyTorch-FID's "
+         "pt_inception-2015-12-05-6726825d.pth",
+         path.c_str());
+  return SafetensorsReader(path, Status::kConfig);
+}
+
+// The reference's statistics, from its images. False where a signal ended it.
+bool complete(Reference& r, const EvalArgs& args, FeatureNetwork& network, FeatureProgress& state,
+              const Keeper& keeper) {
+  if (!add_given(r.data, r.data.count, network, state.reference, nullptr, "reference image",
+                 keeper))
+    return false;
+  r.statistics = state.reference.statistics();
+  if (!args.statistics.empty()) write_statistics(args.statistics, r.source, *r.statistics);
+  r.data = {};
+  return true;
+}
+
+bool add_subject(const Subject& s, const EvalArgs& args, Backend& backend, int batch,
+                 FeatureNetwork& network, FeatureProgress& state, const Keeper& keeper) {
+  if (!s.model)
+    return add_given(s.given, s.num, network, state.images, &state.score, "image", keeper);
+  const Chain chain = make_chain(backend, *s.model, s.rows, batch);
+  keep_plans(backend);
+  return add_drawn(*chain.generator, args.seed, s.num, network, state, keeper);
+}
+
 }  // namespace
 
 Status run_eval_features(const EvalArgs& args) {
   require_flags(args);
   const std::unique_ptr<StopSignal> stop(args.out.empty() ? nullptr : new StopSignal);
-  if (!file_exists(args.inception))
-    fail(Status::kConfig,
-         "--inception %s: no such file; tools/convert_inception.py makes it from PyTorch-FID's "
-         "pt_inception-2015-12-05-6726825d.pth",
-         args.inception.c_str());
-  const SafetensorsReader weights(args.inception, Status::kConfig);
+  const SafetensorsReader weights = open_weights(args.inception);
   if (!args.out.empty()) require_writable(args.out);
-  Evaluation of{
-      {"metric", args.metric}, {"network", inception_hash(weights)}, {"code", kFeatureCode}};
+  const std::string network_hash = inception_hash(weights);
+  Evaluation of{{"metric", args.metric}, {"network", network_hash}, {"code", kFeatureCode}};
   const Subject subject = open_subject(args, of);
 
   const std::unique_ptr<Backend> backend = open_backend(args.device);
   const std::unique_ptr<Backend> exact = exact_backend(*backend, args.device);
-  Backend& features_backend = exact ? *exact : *backend;
   const int batch = args.batch_size > 0 ? args.batch_size : kUsualBatch;
-  const int features_batch = std::min(batch, FeatureNetwork::kBatch);
-  FeatureNetwork network(features_backend, weights, subject.image, features_batch);
-
+  const auto network_for = [&](const Shape& image) {
+    return FeatureNetwork(exact ? *exact : *backend, weights, image,
+                          std::min(batch, FeatureNetwork::kBatch));
+  };
+  FeatureNetwork network = network_for(subject.image);
   std::optional<Reference> reference;
   if (args.metric == "fid") {
-    reference = open_reference(args, of.at("network"), network.features());
+    reference = open_reference(args, network_hash, network.features());
     of["data"] = reference->source.data;
   }
+
   FeatureProgress state{of, "", FeatureSums(network.features()), FeatureSums(network.features()),
                         ScoreSums(subject.num, network.classes())};
   const Keeper keeper(args, state, stop.get());
@@ -299,26 +327,12 @@ Status run_eval_features(const EvalArgs& args) {
 
   if (reference && !reference->statistics) {
     const Dataset& d = reference->data;
-    const bool same = d.h == subject.image.h && d.w == subject.image.w && d.c == subject.image.c;
+    const Shape shape{1, d.h, d.w, d.c};
     std::optional<FeatureNetwork> own;
-    if (!same) own.emplace(features_backend, weights, Shape{1, d.h, d.w, d.c}, features_batch);
-    if (!add_given(d, d.count, own ? *own : network, state.reference, nullptr, "reference image",
-                   keeper))
-      return Status::kStopped;
-    reference->statistics = state.reference.statistics();
-    if (!args.statistics.empty())
-      write_statistics(args.statistics, reference->source, *reference->statistics);
-    reference->data = {};
+    if (shape != subject.image) own.emplace(network_for(shape));
+    if (!complete(*reference, args, own ? *own : network, state, keeper)) return Status::kStopped;
   }
-  if (subject.model) {
-    const Chain chain = make_chain(*backend, *subject.model, subject.rows, batch);
-    keep_plans(*backend);
-    if (!add_drawn(*chain.generator, args.seed, subject.num, network, state, keeper))
-      return Status::kStopped;
-  } else if (!add_given(subject.given, subject.num, network, state.images, &state.score, "image",
-                        keeper)) {
-    return Status::kStopped;
-  }
+  if (!add_subject(subject, args, *backend, batch, network, state, keeper)) return Status::kStopped;
 
   const nlohmann::ordered_json result =
       result_of(args, reference ? &*reference : nullptr, subject, state);

@@ -84,7 +84,7 @@ void write_statistics(const std::string& path, const FeatureSource& source,
 }
 
 StoredStatistics read_statistics(const std::string& path, size_t features) {
-  const SafetensorsReader file(path);
+  const SafetensorsReader file(path, Status::kConfig);
   const Metadata& m = file.metadata();
   if (entry(m, "format") != kStatisticsFormat)
     fail(Status::kConfig, "%s holds no statistics of features; name another --statistics",

@@ -22,7 +22,7 @@ struct StoredStatistics {
   FeatureSource source;
   FeatureStatistics statistics;
 };
-// Error(kConfig) where the file is no statistics file or of another number of features, and
+// Error(kConfig) where there is no file, or none of statistics or of so many features, and
 // Error(kFile) where it is damaged.
 StoredStatistics read_statistics(const std::string& path, size_t features);
 
