@@ -61,8 +61,10 @@ TEST_CASE("load_data: in the images' own shape", "[data]") {
   const Dataset d = load_data(folder.path(), Split::kTrain);
   CHECK((d.count == 2 && d.h == 4 && d.w == 5 && d.c == 3));
   CHECK(d.images[2] == 7);
-  put_png(folder / "a/3.png", 4, 6, 3, 9);
-  CHECK(thrown_by([&] { load_data(folder.path(), Split::kTrain); }).status == Status::kConfig);
+  put_png(folder / "a/0.png", 4, 6, 3, 9);
+  const Thrown t = thrown_by([&] { load_data(folder.path(), Split::kTrain); });
+  CHECK(t.status == Status::kConfig);
+  CHECK(t.says("a/1.png"));
   const Dataset shapes = load_data("shapes", Split::kTest);
   CHECK((shapes.count == 10000 && shapes.h == 32 && shapes.w == 32 && shapes.c == 3));
   CHECK(thrown_by([&] { load_data(folder / "none", Split::kTrain); }).status == Status::kConfig);

@@ -274,6 +274,10 @@ TEST_CASE("eval: what fid and is refuse", "[features]") {
 TEST_CASE("eval: a model's distance is that of the images that sample draws", "[features]") {
   const TempFolder tmp;
   EvalArgs args = between(tmp);
+  args.num = 2;
+  args.statistics = tmp / "beside images of their size";
+  result(args);
+  args.statistics = tmp / "beside smaller images";
   save_small_model(tmp / "model", small_unet(), {}, 0.3f);
   SampleArgs sample;
   sample.model = tmp / "model";
@@ -295,6 +299,7 @@ TEST_CASE("eval: a model's distance is that of the images that sample draws", "[
     file.commit();
   }
   args.images = tmp / "drawn";
+  args.num = 0;
   args.batch_size = sample.batch_size;
   const nlohmann::json given = result(args);
   args.images = "";
@@ -306,6 +311,8 @@ TEST_CASE("eval: a model's distance is that of the images that sample draws", "[
   CHECK(of_model["fid"] == given["fid"]);
   CHECK(of_model["inception_score"] == given["inception_score"]);
   CHECK(of_model["seed"] == 3);
+  CHECK(
+      (get_bytes(tmp / "beside smaller images") == get_bytes(tmp / "beside images of their size")));
 }
 
 TEST_CASE("eval: a model's distance, stopped by a signal and gone on with", "[features]") {
