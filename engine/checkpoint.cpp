@@ -86,6 +86,30 @@ void load_arena(const SafetensorsReader& file, ParamStore& store, Arena arena,
   }
 }
 
+constexpr const char* kLossHistoryName = "loss_history";
+
+// Losses that are kept are finite, and their number says where the next one goes.
+std::vector<float> load_loss_history(const SafetensorsReader& file, std::set<std::string>& used) {
+  const TensorInfo* stored = file.find(kLossHistoryName);
+  if (stored == nullptr) return {};
+  used.insert(stored->name);
+  if (stored->shape.size() != 2 || stored->shape[1] != kLossHistoryRow)
+    fail(Status::kConfig, "%s: \"%s\" has shape %s where [timesteps,%d] is meant",
+         file.path().c_str(), kLossHistoryName, shape_text(stored->shape).c_str(), kLossHistoryRow);
+  std::vector<float> history(stored->elements);
+  file.read_f32(*stored, history.data());
+  for (size_t i = 0; i < history.size(); ++i) {
+    const float v = history[i];
+    const bool count = i % kLossHistoryRow == kLossHistory;
+    const bool good =
+        count ? v >= 0 && v < 2 * kLossHistory && v == std::floor(v) : std::isfinite(v);
+    if (!good)
+      fail(Status::kFile, "%s: \"%s\" holds %g, which is no %s; use another checkpoint",
+           file.path().c_str(), kLossHistoryName, double{v}, count ? "number of losses" : "loss");
+  }
+  return history;
+}
+
 void check_all_used(const SafetensorsReader& file, const std::set<std::string>& used) {
   for (const TensorInfo& t : file.tensors())
     if (!used.contains(t.name))
@@ -105,12 +129,16 @@ std::map<std::string, std::string> write_weights(OutputFile& file, const ParamRe
   return write_safetensors(file, std::move(sources));
 }
 
-std::map<std::string, std::string> write_training_state(OutputFile& file,
-                                                        const ParamReader& store) {
+std::map<std::string, std::string> write_training_state(OutputFile& file, const ParamReader& store,
+                                                        const std::vector<float>& loss_history) {
   std::vector<TensorSource> sources;
   for (const auto& [arena, prefix] : kStateArenas)
     for (const CheckpointTensor& t : checkpoint_tensors(store.params()))
       sources.push_back(stored_tensor(store, arena, t, prefix));
+  if (!loss_history.empty())
+    sources.push_back(tensor_in_memory(kLossHistoryName, DType::kF32,
+                                       {loss_history.size() / kLossHistoryRow, kLossHistoryRow},
+                                       loss_history.data()));
   return write_safetensors(file, std::move(sources));
 }
 
@@ -121,12 +149,14 @@ void load_weights(const SafetensorsReader& file, ParamStore& store, Arena arena,
   check_all_used(file, used);
 }
 
-void load_training_state(const SafetensorsReader& file, ParamStore& store,
-                         NonFiniteValues nonfinite) {
+std::vector<float> load_training_state(const SafetensorsReader& file, ParamStore& store,
+                                       NonFiniteValues nonfinite) {
   std::set<std::string> used;
   for (const auto& [arena, prefix] : kStateArenas)
     load_arena(file, store, arena, prefix, nonfinite, used);
+  std::vector<float> history = load_loss_history(file, used);
   check_all_used(file, used);
+  return history;
 }
 
 void check_hashes(const SafetensorsReader& file, const std::map<std::string, std::string>& hashes) {

@@ -4,6 +4,7 @@
 
 #include <map>
 #include <string>
+#include <vector>
 
 #include "engine/file_io.h"
 #include "engine/param_store.h"
@@ -14,8 +15,10 @@ namespace ddpm {
 // Writes one arena under the checkpoint's keys; returns each tensor's XXH3-64.
 std::map<std::string, std::string> write_weights(OutputFile& file, const ParamReader& store,
                                                  Arena arena);
-// Raw weights, m and v, as "weights.KEY", "adam_m.KEY", "adam_v.KEY".
-std::map<std::string, std::string> write_training_state(OutputFile& file, const ParamReader& store);
+// Raw weights, m and v, as "weights.KEY", "adam_m.KEY", "adam_v.KEY"; and, unless it is empty,
+// "loss_history" (timesteps, kLossHistoryRow).
+std::map<std::string, std::string> write_training_state(OutputFile& file, const ParamReader& store,
+                                                        const std::vector<float>& loss_history);
 
 // Values that are not finite: an error, or what a bundle of a failed step holds.
 enum class NonFiniteValues { kRefused, kAllowed };
@@ -25,8 +28,9 @@ enum class NonFiniteValues { kRefused, kAllowed };
 // holds other tensors or shapes than the config says, Error(kFile) where a value is not finite.
 void load_weights(const SafetensorsReader& file, ParamStore& store, Arena arena,
                   NonFiniteValues nonfinite = NonFiniteValues::kRefused);
-void load_training_state(const SafetensorsReader& file, ParamStore& store,
-                         NonFiniteValues nonfinite = NonFiniteValues::kRefused);
+// Returns the loss history, empty where the file has none; Error(kFile) where it is not one.
+std::vector<float> load_training_state(const SafetensorsReader& file, ParamStore& store,
+                                       NonFiniteValues nonfinite = NonFiniteValues::kRefused);
 
 // Error(kFile) naming the tensor whose stored bytes no longer have the hash.
 void check_hashes(const SafetensorsReader& file, const std::map<std::string, std::string>& hashes);

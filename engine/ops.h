@@ -54,6 +54,9 @@ View group_norm_silu(Graph& g, const View& x, const std::string& name, const Gro
 // x in another type; x itself if it is of that type.
 Tensor cast(Graph& g, Tensor x, DType);
 
+// y (2N,H,W,C) = x, and x again. Sampling only.
+Tensor twice(Graph& g, Tensor x);
+
 // Writes the view out, if it is not a plain tensor. In the backward pass call it again rather than
 // keep the result: the activated copy is cheaper to recompute than to hold.
 Tensor materialize(Graph& g, const View& v);
@@ -132,5 +135,12 @@ Tensor mse_loss(Graph& g, Tensor prediction, Tensor target, int step_images);
 // The same against this step's noise, which is drawn again where the backend can or `noise` is
 // absent.
 Tensor noise_loss(Graph& g, Tensor prediction, Tensor noise, int step_images);
+
+// What a loss compares a prediction with, see Backend::diffusion_loss.
+struct LossInputs {
+  Tensor target, x0, timestep, factors, weight;
+};
+// Any loss into the state's, and the start of the backward pass. Returns each image's loss (N).
+Tensor diffusion_loss(Graph& g, const DiffusionLossDesc&, Tensor prediction, const LossInputs&);
 
 }  // namespace ddpm::ops

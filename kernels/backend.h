@@ -230,7 +230,7 @@ class Backend {
   // y (+)= x, both of the given type, which is A's or fp32.
   virtual Call copy(int64_t count, DType, In x, Out y, Write) = 0;
   // From here to pool all tensors are A.
-  // y (N,H,W,C1+c2) = concat(x, x2) along channels, and back.
+  // y (N,H,W,C1+c2) = concat(x, x2) along channels, and back. x and x2 may be one.
   virtual Call concat(const Shape& x, int c2, In, In x2, Out y) = 0;
   virtual Call split(const Shape& x, int c2, In dy, Out dx, Write, Out dx2, Write) = 0;
   // y (N,2H,2W,C)[i,j] = x[i/2, j/2], and dx (+)= the sum of its four gradients.
@@ -276,6 +276,21 @@ class Backend {
   // nullopt = not fused here.
   virtual std::optional<Call> noise_loss(const Shape&, int step_images, In prediction,
                                          Out sample_loss, Out d_prediction, Out state) = 0;
+  // mse_loss for every loss (kernels/diffusion_loss.h), of a prediction that may have a second half
+  // of channels, and weighted: the state's loss = sum of weight sample_loss / step_images. x0
+  // (N,H,W, C), t I32 (N), factors (timesteps) LossFactors; weight (N) may be absent: 1. x0, t and
+  // factors are not read for kSimple. A t outside the table as in q_sample.
+  virtual Call diffusion_loss(const DiffusionLossDesc&, In prediction, In target, In x0, In t,
+                              In factors, In weight, Out sample_loss, Out d_prediction,
+                              Out state) = 0;
+  // t I32 (N), drawn with probability p = 0.999 r / sum of r + 0.001 / timesteps, r being the root
+  // of a timestep's mean squared loss in `history` (timesteps, kLossHistoryRow); with 1 / timesteps
+  // while one has fewer than kLossHistory losses. weight (N) = 1 / (timesteps p). (Nichol &
+  // Dhariwal 2021, section 3.3.)
+  virtual Call draw_timesteps_by_loss(int n, int timesteps, In history, In state, Out t,
+                                      Out weight) = 0;
+  // Adds the losses to their timesteps' history, in order. Skipped while a non-finite flag is set.
+  virtual Call loss_history(int n, int timesteps, In t, In sample_loss, In state, Out history) = 0;
   // The end of a part of a step's batch: losses[part] = the state's loss, and the state's
   // first_image becomes that of the next part.
   virtual Call end_part(int part, int next_first_image, Out losses, Out state) = 0;
@@ -300,8 +315,8 @@ class Backend {
   virtual Call draw_start(const Shape&, In slots, In state, Out x) = 0;
   // t I32 (N), that of each image's row; 0 where it is idle.
   virtual Call sampler_timestep(int n, In rows, In slots, In state, Out t) = 0;
-  // Each image's row on the network's output, A, in place on x; previous (N,H,W,C) is read where
-  // the row uses it and written with this row's x0.
+  // Each image's row on the network's output, A (N,H,W,C), or as the desc says, in place on x;
+  // previous (N,H,W,C) is read where the row uses it and written with this row's x0.
   virtual Call sampler_update(const SamplerDesc&, In rows, In slots, In out, Out x, Out previous,
                               Out state) = 0;
   // floor(clamp((x + 1) 127.5, 0, 255) + 0.5)

@@ -152,13 +152,20 @@ struct TimeEmbeddingDesc {
 
 // Training batch from a resident uint8 data set (count,H,W,C): position p = step * step_images +
 // first_image + i of the endless sequence of epochs, each a keyed permutation; flipped horizontally
-// with probability 1/2 if asked; x0 = u8 / 127.5 - 1.
+// with probability 1/2 if asked; x0 = u8 / 127.5 - 1. A label becomes null_label with probability
+// label_dropout, for guidance (Ho & Salimans 2022).
 struct GatherDesc {
   Shape batch;
   int64_t count = 0;  // images in the data set
   bool flip = false;
   int step_images = 0;  // of the whole step, of which the batch is a part; 0 = batch.n
+  double label_dropout = 0;
+  int32_t null_label = 0;
 
+  // `bits`: of the image's label.
+  constexpr int32_t label(int32_t own, uint32_t bits) const {
+    return static_cast<double>(bits) < label_dropout * 0x1p32 ? null_label : own;
+  }
   constexpr uint64_t images_per_step() const {
     return static_cast<uint64_t>(step_images > 0 ? step_images : batch.n);
   }
@@ -177,15 +184,42 @@ struct NoisyBatchDesc {
   int timesteps = 0;
 };
 
+// What a network is trained for: the mean square of its error (DDPM, eq. 14), the variational bound
+// (eq. 5), or both, the bound by the variance alone (Nichol & Dhariwal 2021, eq. 16).
+enum class LossKind { kSimple, kKl, kHybrid };
+
+// Of a timestep. The mean of p(x_{t-1} | x_t) misses the true one by mean (output - target); its
+// log-variance is log_variance + excess + excess_slope v, with v the output's second half.
+struct LossFactors {
+  float mean = 0;
+  float log_variance = 0;  // of q(x_{t-1} | x_t, x_0)
+  float excess = 0, excess_slope = 0;
+};
+static_assert(sizeof(LossFactors) == 16);
+
+struct DiffusionLossDesc {
+  Shape x;  // of the images
+  LossKind loss = LossKind::kSimple;
+  bool variance = false;  // the prediction has 2 C channels: mean and variance
+  int timesteps = 0;
+  int step_images = 0;  // of the whole step, of which these are a part
+};
+
+// Losses of a timestep that are kept for drawing timesteps by them, the latest in turn; behind them
+// stands their number, which goes on from 2 kLossHistory - 1 at kLossHistory.
+inline constexpr int kLossHistory = 10;
+inline constexpr int kLossHistoryRow = kLossHistory + 1;
+
 // One row of a sampler: every sampler is this with other numbers. The host computes rows in double.
 //   x0 = clamp(x0_x x + x0_out out, -clip, clip)
-//   x' = x_x x + x_x0 x0 + x_out out + x_previous previous + x_z z,   previous = x0 of the row
-//   before
+//   x' = x_x x + x_x0 x0 + x_out out + x_previous previous + sigma z,   previous = x0 of the row
+//   before; sigma = x_z, times exp(z_log + z_out v) where the output has a second half, v
 // z is drawn only where x_z != 0.
 struct SamplerRow {
   int32_t t = 0;  // what the network is told, and the noise's address
   float x0_x = 0, x0_out = 0, clip = std::numeric_limits<float>::infinity();
   float x_x = 0, x_x0 = 0, x_out = 0, x_previous = 0, x_z = 0;
+  float z_log = 0, z_out = 0;
 };
 
 // The image in a slot of a sampled batch, in the backend's memory. Slots need not be in the same
@@ -206,6 +240,13 @@ static_assert(sizeof(ChainSlot) == 32);
 
 struct SamplerDesc {
   Shape x;
+  bool variance = false;  // the output has 2 C channels, of which the first half is `out`
+  // Not 1: the output is that of 2 N images, the second N without their classes, and `out` is
+  // theirs + guidance (the first N's - theirs), while v is the first N's (Ho & Salimans 2022, eq. 6
+  // with guidance = 1 + w).
+  float guidance = 1;
+
+  constexpr bool guided() const { return guidance != 1; }
   bool watch = true;  // a value that is not finite sets the state's flag
 };
 

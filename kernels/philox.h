@@ -26,6 +26,7 @@ enum class Purpose : uint8_t {
   kSampleNoise = 7,  // z of a sampling step
   kShapes = 8,       // the built-in data set; sample = image
   kEvaluation = 9,   // eps of an image that is evaluated; sample = image in its data set, step = t
+  kLabel = 10,       // whether a training image loses its label
 };
 
 using Philox4 = std::array<uint32_t, 4>;

@@ -31,7 +31,8 @@ class Batch {
         size_(data.image_bytes()),
         x_t_(static_cast<size_t>(o.batch_size) * size_),
         noise_(x_t_.size()),
-        out_(x_t_.size()),
+        out_size_(bound.learned_variance() ? 2 * size_ : size_),
+        out_(static_cast<size_t>(o.batch_size) * out_size_),
         t_(static_cast<size_t>(o.batch_size)),
         labels_(t_.size()),
         images_(t_.size()),
@@ -49,7 +50,8 @@ class Batch {
     network(x_t_, t_, labels_, out_);
     for_each(options_.threads, count, [&](int i) {
       const auto at = static_cast<size_t>(i);
-      terms_[at] = bound_.term(pixels(at), part(x_t_, at), part(out_, at), t_[at]);
+      terms_[at] = bound_.term(pixels(at), part(x_t_, at),
+                               std::span(out_).subspan(at * out_size_, out_size_), t_[at]);
     });
     return count;
   }
@@ -73,7 +75,9 @@ class Batch {
   const Dataset& data_;
   const BoundOptions& options_;
   size_t size_;
-  std::vector<float> x_t_, noise_, out_;
+  std::vector<float> x_t_, noise_;
+  size_t out_size_;  // of an image
+  std::vector<float> out_;
   std::vector<int32_t> t_, labels_;
   std::vector<int64_t> images_;
   std::vector<BoundTerm> terms_;

@@ -32,7 +32,8 @@ struct BoundSums {
   std::vector<double> rate() const;
 };
 
-// The network, on a batch of a fixed size: x_t (N,H,W,C), t, labels -> out (N,H,W,C).
+// The network, on a batch of a fixed size: x_t (N,H,W,C), t, labels -> out (N,H,W,C), or
+// with 2 C channels where the variance is learned.
 using Denoiser = std::function<void(const std::vector<float>& x_t, const std::vector<int32_t>& t,
                                     const std::vector<int32_t>& labels, std::vector<float>& out)>;
 

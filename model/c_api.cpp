@@ -194,15 +194,9 @@ ddpm_status ddpm_get_info(ddpm_model* model, ddpm_info* info) {
     const UNetConfig& u = core.unet();
     in_turn(core.device, nullptr, [&] {
       const ForwardGraph f = build_forward_graph(*core.device.backend, u, core.timesteps(), 1);
-      *info = {sizeof *info,
-               u.sample_height,
-               u.sample_width,
-               u.in_channels,
-               u.out_channels,
-               core.timesteps(),
-               u.num_class_embeds.value_or(0),
-               f.graph.params().count(),
-               f.graph.macs()};
+      *info = {sizeof *info,  u.sample_height,          u.sample_width,
+               u.in_channels, u.out_channels,           core.timesteps(),
+               u.classes(),   f.graph.params().count(), f.graph.macs()};
     });
   });
 }

@@ -55,6 +55,7 @@ Training make_training(Core& core, const ddpm_train_options& o, Dataset data) {
   TrainerOptions options;
   options.batch_size = o.batch_size;
   options.flip = o.flip != 0;
+  options.objective.loss = usual_loss(core.pipeline.scheduler.variance_type);
   options.adam.learning_rate = o.learning_rate;
   options.adam.warmup_steps = o.warmup_steps;
   options.adam.grad_clip = o.grad_clip;

@@ -20,8 +20,8 @@ Words beta_schedules() {
           "const",  "warmup10",      "warmup50",          "jsd"};
 }
 bool known_to_diffusers(BetaSchedule v) { return v < BetaSchedule::kConst; }
-Words prediction_types() { return {"epsilon", "sample", "v_prediction"}; }
-Words variance_types() { return {"fixed_small", "fixed_large"}; }
+Words prediction_types() { return {"epsilon", "sample", "v_prediction", "previous_mean"}; }
+Words variance_types() { return {"fixed_small", "fixed_large", "learned", "learned_range"}; }
 // Without and with attention.
 Words down_blocks() { return {"DownBlock2D", "AttnDownBlock2D"}; }
 Words up_blocks() { return {"UpBlock2D", "AttnUpBlock2D"}; }
@@ -145,11 +145,21 @@ void check_channels(const UNetConfig& c, const char* where) {
   if (c.block_out_channels[0] / 2 <= c.freq_shift)
     fail(Status::kConfig, "%s: freq_shift %d is too large for block_out_channels %d; use 0 or 1",
          where, c.freq_shift, c.block_out_channels[0]);
-  if (c.out_channels != c.in_channels)
+  if (c.out_channels != c.in_channels && c.out_channels != 2 * c.in_channels)
     fail(Status::kConfig,
-         "%s: out_channels %d differs from in_channels %d; a network that also predicts the "
-         "variance is not supported",
-         where, c.out_channels, c.in_channels);
+         "%s: out_channels %d with in_channels %d; use %d, or %d for a network that also predicts "
+         "the variance",
+         where, c.out_channels, c.in_channels, c.in_channels, 2 * c.in_channels);
+}
+
+// The number of the embedding that stands for no class, which is the last.
+void read_null_class(const json& value, JsonObject& object, UNetConfig& c) {
+  constexpr const char* kKey = "_null_class";
+  if (!value.contains(kKey)) return;
+  const int64_t row = object.get_int(kKey, 1, 1 << 24);
+  if (!c.num_class_embeds || row != *c.num_class_embeds - 1)
+    object.reject(kKey, "num_class_embeds - 1");
+  c.null_class = true;
 }
 
 // The betas that to_diffusers_json wrote are those of the schedule; nobody else's are taken.
@@ -213,6 +223,7 @@ UNetConfig unet_from_json(const json& value, const std::string& file, const std:
   reader.read("downsample_padding", c.downsample_padding, 0, 1);
   reader.read("dropout", c.dropout, 0, 0.999);
   reader.read("num_class_embeds", c.num_class_embeds, 1, 1 << 24);
+  read_null_class(value, reader.object(), c);
   reader.only({{"_class_name", "UNet2DModel"},
                {"act_fn", "silu"},
                {"add_attention", true},
@@ -290,27 +301,39 @@ SchedulerConfig parse_scheduler_config(std::string_view text, const std::string&
                              file);
 }
 
+void require_fitting(const UNetConfig& u, const SchedulerConfig& s, const std::string& file) {
+  if (u.variance() == is_learned(s.variance_type)) return;
+  fail(Status::kConfig,
+       "%s: variance_type \"%s\" with out_channels %d and in_channels %d; use out_channels %d, or "
+       "%s",
+       file.c_str(), name_of(s.variance_type).c_str(), u.out_channels, u.in_channels,
+       u.variance() ? u.in_channels : 2 * u.in_channels,
+       u.variance() ? "learned or learned_range" : "fixed_small or fixed_large");
+}
+
 // Through json, which sorts its keys as diffusers does. attention_head_dim is always written: where
 // it is missing, diffusers takes 8.
 nlohmann::ordered_json to_json(const UNetConfig& c) {
   const json size = c.sample_height == c.sample_width ? json(c.sample_height)
                                                       : json{c.sample_height, c.sample_width};
-  return json{{"_class_name", "UNet2DModel"},
-              {"attention_head_dim", or_null(c.attention_head_dim)},
-              {"block_out_channels", c.block_out_channels},
-              {"down_block_types", words_of(c.down_attention, down_blocks())},
-              {"downsample_padding", c.downsample_padding},
-              {"dropout", c.dropout},
-              {"flip_sin_to_cos", c.flip_sin_to_cos},
-              {"freq_shift", c.freq_shift},
-              {"in_channels", c.in_channels},
-              {"layers_per_block", c.layers_per_block},
-              {"norm_eps", c.norm_eps},
-              {"norm_num_groups", c.norm_num_groups},
-              {"num_class_embeds", or_null(c.num_class_embeds)},
-              {"out_channels", c.out_channels},
-              {"sample_size", size},
-              {"up_block_types", words_of(c.up_attention, up_blocks())}};
+  json value{{"_class_name", "UNet2DModel"},
+             {"attention_head_dim", or_null(c.attention_head_dim)},
+             {"block_out_channels", c.block_out_channels},
+             {"down_block_types", words_of(c.down_attention, down_blocks())},
+             {"downsample_padding", c.downsample_padding},
+             {"dropout", c.dropout},
+             {"flip_sin_to_cos", c.flip_sin_to_cos},
+             {"freq_shift", c.freq_shift},
+             {"in_channels", c.in_channels},
+             {"layers_per_block", c.layers_per_block},
+             {"norm_eps", c.norm_eps},
+             {"norm_num_groups", c.norm_num_groups},
+             {"num_class_embeds", or_null(c.num_class_embeds)},
+             {"out_channels", c.out_channels},
+             {"sample_size", size},
+             {"up_block_types", words_of(c.up_attention, up_blocks())}};
+  if (c.null_class) value["_null_class"] = *c.num_class_embeds - 1;
+  return value;
 }
 
 nlohmann::ordered_json to_json(const SchedulerConfig& c) {

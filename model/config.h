@@ -28,9 +28,14 @@ struct UNetConfig {
   int downsample_padding = 1;  // 1: symmetric; 0: one row and column at the bottom right
   double dropout = 0;
   std::optional<int> num_class_embeds;
+  // The last of them stands for no class: the network was trained without labels too, and can be
+  // guided. Written as "_null_class", which diffusers passes over.
+  bool null_class = false;
 
+  int classes() const { return num_class_embeds.value_or(0) - (null_class ? 1 : 0); }
   int levels() const { return static_cast<int>(block_out_channels.size()); }
   int time_embed_dim() const { return 4 * block_out_channels.front(); }
+  bool variance() const { return out_channels != in_channels; }  // then 2 in_channels: mean first
   int heads(int channels) const { return attention_head_dim ? channels / *attention_head_dim : 1; }
   friend bool operator==(const UNetConfig&, const UNetConfig&) = default;
 };
@@ -46,8 +51,12 @@ enum class BetaSchedule {
   kWarmup50,
   kJsd
 };
-enum class PredictionType { kEpsilon, kSample, kVPrediction };
-enum class VarianceType { kFixedSmall, kFixedLarge };
+// Previous mean: that of q(x_{t-1} | x_t, x_0), which diffusers has no word for.
+enum class PredictionType { kEpsilon, kSample, kVPrediction, kPreviousMean };
+// A learned variance is the network's second half of channels v: log sigma^2 = v (the authors'
+// code), or as a range (Nichol & Dhariwal 2021, eq. 15, v in [-1, 1]) between the two fixed ones.
+enum class VarianceType { kFixedSmall, kFixedLarge, kLearned, kLearnedRange };
+constexpr bool is_learned(VarianceType v) { return v >= VarianceType::kLearned; }
 
 struct SchedulerConfig {
   int num_train_timesteps = 1000;
@@ -65,6 +74,8 @@ UNetConfig unet_from_json(const nlohmann::json&, const std::string& file,
                           const std::string& scope = "");
 SchedulerConfig scheduler_from_json(const nlohmann::json&, const std::string& file,
                                     const std::string& scope = "");
+// Error(kConfig) naming both fields unless the network puts out what the scheduler reads.
+void require_fitting(const UNetConfig&, const SchedulerConfig&, const std::string& file);
 // From the text of unet/config.json and scheduler/scheduler_config.json.
 UNetConfig parse_unet_config(std::string_view text, const std::string& file);
 SchedulerConfig parse_scheduler_config(std::string_view text, const std::string& file);

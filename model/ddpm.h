@@ -151,7 +151,8 @@ typedef struct ddpm_info {
   int32_t channels;        /**< C */
   int32_t output_channels; /**< of the network */
   int32_t timesteps;       /**< T */
-  int32_t classes;         /**< 0: not class-conditional */
+  int32_t classes;         /**< 0: not class-conditional. Where the model was trained with label
+                              dropout, this number is a label too: no class. */
   int64_t parameters;      /**< weights of the network */
   int64_t multiply_adds;   /**< of the network's forward pass, per image */
 } ddpm_info;
@@ -354,7 +355,8 @@ typedef struct ddpm_train_options {
   uint64_t seed;        /**< of the order of images, t, noise, flips and dropout */
 } ddpm_train_options;
 
-/** Trains from the folder's weights, with fresh moments and the dropout of its config. images:
+/** Trains from the folder's weights, with fresh moments and the dropout of its config, by
+ * train.loss simple, of a learned variance kl, of a learned_range hybrid. images:
  * uint8 (count, H, W, channels) in host memory, copied to the device here; so are labels (count),
  * NULL where the model has no classes. */
 DDPM_API ddpm_status ddpm_train_open(ddpm_model* model, const ddpm_train_options* options,

@@ -12,32 +12,38 @@
 namespace ddpm {
 
 SamplingGraph build_sampling_graph(Backend& backend, const UNetConfig& unet, int timesteps,
-                                   int batch_size, int row_count, Pace pace) {
+                                   int batch_size, int row_count, Pace pace, float guidance) {
   SamplingGraph s{Graph(backend, Mode::kInference), {}, {}, {}, {}, {}, {}};
   Graph& g = s.graph;
   const Shape shape{batch_size, unet.sample_height, unet.sample_width, unet.in_channels};
+  const SamplerDesc update{.x = shape,
+                           .variance = unet.variance(),
+                           .guidance = guidance,
+                           .watch = pace == Pace::kTogether};
+  DDPM_CHECK(!update.guided() || unet.null_class, "guidance %g without a null class",
+             double{guidance});
+  const int images = update.guided() ? 2 * batch_size : batch_size;  // that the network sees
   s.x = g.persistent(shape, DType::kF32, "x");
   s.previous = g.persistent(shape, DType::kF32, "previous");
   s.rows = g.persistent_bytes(sizeof(SamplerRow) * static_cast<size_t>(row_count), "rows");
-  s.slots = g.persistent_bytes(sizeof(ChainSlot) * static_cast<size_t>(batch_size), "slots");
+  s.slots = g.persistent_bytes(sizeof(ChainSlot) * static_cast<size_t>(images), "slots");
   g.add(backend.draw_start(shape, s.slots, g.state(), s.x), Phase::kStart);
 
   const bool own = pace == Pace::kOwn;
   UNetInputs in;
   if (unet.num_class_embeds || own) {
-    in.timestep = g.tensor({1, 1, 1, batch_size}, DType::kI32);
-    g.add(backend.sampler_timestep(batch_size, s.rows, s.slots, g.state(), in.timestep));
+    in.timestep = g.tensor({1, 1, 1, images}, DType::kI32);
+    g.add(backend.sampler_timestep(images, s.rows, s.slots, g.state(), in.timestep));
   }
   if (unet.num_class_embeds)
-    in.class_labels = s.class_labels =
-        g.persistent({1, 1, 1, batch_size}, DType::kI32, "class_labels");
+    in.class_labels = s.class_labels = g.persistent({1, 1, 1, images}, DType::kI32, "class_labels");
   else
     in.known_timesteps = s.timesteps =
         g.persistent({1, 1, 1, own ? timesteps : row_count}, DType::kI32, "timesteps");
   in.sample = ops::cast(g, s.x, backend.compute_type());
+  if (update.guided()) in.sample = ops::twice(g, in.sample);
   const Tensor out = build_unet(g, unet, timesteps, in);
-  g.add(backend.sampler_update({.x = shape, .watch = !own}, s.rows, s.slots, out, s.x, s.previous,
-                               g.state()));
+  g.add(backend.sampler_update(update, s.rows, s.slots, out, s.x, s.previous, g.state()));
   g.add(backend.advance_state(g.state()));
   return s;
 }
@@ -48,20 +54,23 @@ Generator::Generator(Backend& backend, const UNetConfig& unet, const SchedulerCo
                 sampler_rows(Schedule(scheduler), scheduler, sampler), batch_size, weights) {}
 
 Generator::Generator(Backend& backend, const UNetConfig& unet, int timesteps,
-                     std::vector<SamplerRow> rows, int batch_size, const Weights& weights)
+                     std::vector<SamplerRow> rows, int batch_size, const Weights& weights,
+                     float guidance)
     : shape_{batch_size, unet.sample_height, unet.sample_width, unet.in_channels},
-      classes_(unet.num_class_embeds.value_or(0)),
+      classes_(unet.classes()),
       rows_(std::move(rows)) {
-  SamplingGraph s = build_sampling_graph(backend, unet, timesteps, batch_size, steps());
+  const auto build = [&](int batch) {
+    return build_sampling_graph(backend, unet, timesteps, batch, steps(), Pace::kTogether,
+                                guidance);
+  };
+  SamplingGraph s = build(batch_size);
   x_ = s.x;
   x0_ = s.previous;
   slots_tensor_ = s.slots;
   class_labels_ = s.class_labels;
-  slots_.resize(static_cast<size_t>(shape_.n));
-  labels_.resize(static_cast<size_t>(shape_.n));
-  const auto planned_at = [&](int batch) {
-    return planned_bytes(build_sampling_graph(backend, unet, timesteps, batch, steps()).graph);
-  };
+  slots_.resize(static_cast<size_t>(shape_.n) * (guidance != 1 ? 2 : 1));
+  labels_.assign(slots_.size(), classes_);  // the second half has none
+  const auto planned_at = [&](int batch) { return planned_bytes(build(batch).graph); };
   const size_t arena = sizeof(float) * static_cast<size_t>(s.graph.params().arena_size());
   require_memory(s.graph, arena, batch_size, planned_at);
   keep_plans(backend);
@@ -76,13 +85,14 @@ Generator::Generator(Backend& backend, const UNetConfig& unet, int timesteps,
 
 void Generator::begin(uint64_t seed, uint64_t first, const int32_t* labels, const uint64_t* seeds) {
   executor_->set_state({});
+  const auto n = static_cast<size_t>(shape_.n);
   for (size_t i = 0; i < slots_.size(); ++i)
-    slots_[i] = {.seed = seeds != nullptr ? seeds[i] : seed,
-                 .image = seeds != nullptr ? first : first + i,
+    slots_[i] = {.seed = seeds != nullptr ? seeds[i % n] : seed,
+                 .image = seeds != nullptr ? first : first + i % n,
                  .rows = steps()};
   executor_->upload(slots_tensor_, slots_.data());
   if (!class_labels_) return;
-  for (size_t i = 0; i < labels_.size(); ++i)
+  for (size_t i = 0; i < n; ++i)
     labels_[i] = labels != nullptr ? labels[i] : label_of(slots_[i].image);
   executor_->upload(class_labels_, labels_.data());
 }

@@ -22,9 +22,10 @@ class Generator {
 
   Generator(Backend& backend, const UNetConfig& unet, const SchedulerConfig& scheduler,
             const SamplerOptions& sampler, int batch_size, const Weights& weights);
-  // A chain of these rows, of a model of `timesteps` timesteps.
+  // A chain of these rows, of a model of `timesteps` timesteps. guidance: see SamplerDesc; not 1
+  // only where the network has a null_class, and then each step runs it on 2 batch_size images.
   Generator(Backend& backend, const UNetConfig& unet, int timesteps, std::vector<SamplerRow> rows,
-            int batch_size, const Weights& weights);
+            int batch_size, const Weights& weights, float guidance = 1);
 
   // Call one of these before the first chain. The second is for weights that are this generator's
   // alone and final: it gives back what it has packed.
@@ -80,8 +81,9 @@ class Generator {
   Shape shape_;
   int classes_ = 0;
   std::vector<SamplerRow> rows_;
-  std::vector<ChainSlot> slots_;  // of the batch
-  std::vector<int32_t> labels_;   // of the batch
+  // Of the batch, and of a guided one once more.
+  std::vector<ChainSlot> slots_;
+  std::vector<int32_t> labels_;
   Tensor x_, x0_, slots_tensor_, class_labels_;
   std::unique_ptr<Executor> executor_;
 };
@@ -94,12 +96,14 @@ enum class Pace {
 
 // The graph of a denoising step, for a generator or to look at. Persistent tensors as named: slots
 // are ChainSlots (N). Without classes also `timesteps`, I32, which the setup reads: those of the
-// rows (kTogether), or 0, ..., timesteps - 1 (kOwn).
+// rows (kTogether), or 0, ..., timesteps - 1 (kOwn). Of a guided batch slots and class_labels are
+// (2 N), the second half the same images without their class.
 struct SamplingGraph {
   Graph graph;
   Tensor x, previous, rows, slots, timesteps, class_labels;
 };
 SamplingGraph build_sampling_graph(Backend& backend, const UNetConfig& unet, int timesteps,
-                                   int batch_size, int row_count, Pace pace = Pace::kTogether);
+                                   int batch_size, int row_count, Pace pace = Pace::kTogether,
+                                   float guidance = 1);
 
 }  // namespace ddpm

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "engine/ops.h"
+#include "model/likelihood.h"
 #include "model/unet.h"
 
 namespace ddpm {
@@ -12,6 +13,7 @@ namespace {
 struct DrawnBatch {
   TrainingBatch batch;  // x0 and noise absent where they were not written
   Tensor x_t;
+  Tensor weight, loss_history;  // (N) and as Objective's, where timesteps are drawn by losses
 };
 
 Tensor noise_table(Graph& g, const Schedule& schedule) {
@@ -27,20 +29,40 @@ Tensor noised(Graph& g, const Schedule& schedule, const TrainingBatch& batch, Te
   return x_t;
 }
 
+// a x0 + b noise: the noising with other factors.
+Tensor mixed(Graph& g, const Schedule& schedule, const TrainingBatch& batch,
+             std::vector<float> factors, const char* name) {
+  const Tensor y = g.tensor(g.shape(batch.x0));
+  const Tensor table = g.constant(std::move(factors), 2, name);
+  g.add(g.backend().q_sample({g.shape(y), schedule.timesteps(), DType::kF32}, batch.x0,
+                             batch.timestep, batch.noise, table, y));
+  return y;
+}
+
 // What the network is to put out.
 Tensor target(Graph& g, PredictionType type, const Schedule& schedule, const TrainingBatch& batch) {
-  if (type == PredictionType::kEpsilon) return batch.noise;
-  if (type == PredictionType::kSample) return batch.x0;
-  // v = sqrt_ab noise - sqrt_1mab x0: the noising with other factors.
-  const Tensor v = g.tensor(g.shape(batch.x0));
-  const Tensor table = g.constant(schedule.velocity_table(), 2, "velocity_table");
-  g.add(g.backend().q_sample({g.shape(v), schedule.timesteps(), DType::kF32}, batch.x0,
-                             batch.timestep, batch.noise, table, v));
-  return v;
+  switch (type) {
+    case PredictionType::kEpsilon:
+      return batch.noise;
+    case PredictionType::kSample:
+      return batch.x0;
+    case PredictionType::kVPrediction:
+      return mixed(g, schedule, batch, schedule.velocity_table(), "velocity_table");
+    case PredictionType::kPreviousMean:
+      return mixed(g, schedule, batch, schedule.previous_mean_table(), "previous_mean_table");
+  }
+  fail(Status::kBug, "unknown prediction type %d", static_cast<int>(type));
+}
+
+// The noise's mean square, each image counting the same: the backends have calls of their own.
+bool plain(const SchedulerConfig& scheduler, const ObjectiveOptions& o) {
+  return scheduler.prediction_type == PredictionType::kEpsilon && o.loss == LossKind::kSimple &&
+         o.timesteps == Timesteps::kUniform;
 }
 
 // Without x0 and noise where the backend draws everything at once.
-DrawnBatch draw(Graph& g, PredictionType type, const Schedule& schedule, const TrainingData& data) {
+DrawnBatch draw(Graph& g, const SchedulerConfig& scheduler, const Schedule& schedule,
+                const ObjectiveOptions& o, const TrainingData& data) {
   const Graph::Scope scope(g, "batch");
   Backend& backend = g.backend();
   const Shape s = data.gather.batch;
@@ -50,7 +72,7 @@ DrawnBatch draw(Graph& g, PredictionType type, const Schedule& schedule, const T
   b.timestep = g.tensor({1, 1, 1, s.n}, DType::kI32);
   if (data.labels) b.class_labels = g.tensor({1, 1, 1, s.n}, DType::kI32);
   const Tensor table = noise_table(g, schedule);
-  if (type == PredictionType::kEpsilon) {
+  if (plain(scheduler, o)) {
     const Tensor x_t = g.activation(s);
     auto call = backend.noisy_batch({data.gather, timesteps}, data.images, data.labels, g.state(),
                                     table, x_t, b.timestep, b.class_labels);
@@ -64,7 +86,15 @@ DrawnBatch draw(Graph& g, PredictionType type, const Schedule& schedule, const T
   b.noise = g.tensor(s);
   g.add(backend.gather_images(data.gather, data.images, data.labels, g.state(), b.x0,
                               b.class_labels));
-  g.add(backend.draw_timesteps(s.n, timesteps, g.state(), b.timestep));
+  if (o.timesteps == Timesteps::kUniform) {
+    g.add(backend.draw_timesteps(s.n, timesteps, g.state(), b.timestep));
+  } else {
+    drawn.weight = g.tensor({1, 1, 1, s.n});
+    drawn.loss_history =
+        g.persistent({timesteps, 1, 1, kLossHistoryRow}, DType::kF32, "loss_history");
+    g.add(backend.draw_timesteps_by_loss(s.n, timesteps, drawn.loss_history, g.state(), b.timestep,
+                                         drawn.weight));
+  }
   g.add(backend.draw_noise(s, g.state(), b.noise));
   drawn.x_t = noised(g, schedule, b, table);
   return drawn;
@@ -77,29 +107,63 @@ Tensor predict(Graph& g, const UNetConfig& config, const Schedule& schedule, Ten
       {.sample = x_t, .timestep = batch.timestep, .class_labels = batch.class_labels});
 }
 
+// The loss of a batch that was written out; returns each image's. weight: absent where all count
+// the same.
+Tensor add_loss(Graph& g, const SchedulerConfig& scheduler, const Schedule& schedule, LossKind loss,
+                Tensor prediction, const TrainingBatch& batch, Tensor weight, int step_images) {
+  DDPM_CHECK(g.shape(prediction).c ==
+                     (is_learned(scheduler.variance_type) ? 2 : 1) * g.shape(batch.x0).c &&
+                 (loss != LossKind::kSimple || !is_learned(scheduler.variance_type)),
+             "loss %d of %d channels, variance %s", static_cast<int>(loss), g.shape(prediction).c,
+             name_of(scheduler.variance_type).c_str());
+  const Tensor goal = target(g, scheduler.prediction_type, schedule, batch);
+  if (loss == LossKind::kSimple && !weight) return ops::mse_loss(g, prediction, goal, step_images);
+  const DiffusionLossDesc d{.x = g.shape(batch.x0),
+                            .loss = loss,
+                            .variance = is_learned(scheduler.variance_type),
+                            .timesteps = schedule.timesteps(),
+                            .step_images = step_images};
+  ops::LossInputs in{.target = goal, .timestep = batch.timestep, .weight = weight};
+  if (loss != LossKind::kSimple) {
+    std::vector<float> factors;
+    for (const LossFactors& f : loss_factors(schedule, scheduler))
+      factors.insert(factors.end(), {f.mean, f.log_variance, f.excess, f.excess_slope});
+    in.x0 = batch.x0;
+    in.factors = g.constant(std::move(factors), 4, "loss_factors");
+  }
+  return ops::diffusion_loss(g, d, prediction, in);
+}
+
 }  // namespace
 
-Objective add_objective(Graph& g, const UNetConfig& config, PredictionType type,
-                        const Schedule& schedule, const TrainingBatch& batch) {
+LossKind usual_loss(VarianceType type) {
+  if (!is_learned(type)) return LossKind::kSimple;
+  return type == VarianceType::kLearned ? LossKind::kKl : LossKind::kHybrid;
+}
+
+Objective add_objective(Graph& g, const UNetConfig& config, const SchedulerConfig& scheduler,
+                        const ObjectiveOptions& o, const TrainingBatch& batch) {
+  const Schedule schedule(scheduler);
   const Tensor x_t = noised(g, schedule, batch, noise_table(g, schedule));
   const Tensor prediction = predict(g, config, schedule, x_t, batch);
   const Tensor loss =
-      ops::mse_loss(g, prediction, target(g, type, schedule, batch), g.shape(batch.x0).n);
+      add_loss(g, scheduler, schedule, o.loss, prediction, batch, {}, g.shape(batch.x0).n);
   g.backward();
-  return {batch.timestep, loss};
+  return {batch.timestep, loss, {}};
 }
 
-Objective add_objective(Graph& g, const UNetConfig& config, PredictionType type,
-                        const Schedule& schedule, const TrainingData& data) {
-  const DrawnBatch drawn = draw(g, type, schedule, data);
+Objective add_objective(Graph& g, const UNetConfig& config, const SchedulerConfig& scheduler,
+                        const ObjectiveOptions& o, const TrainingData& data) {
+  const Schedule schedule(scheduler);
+  const DrawnBatch drawn = draw(g, scheduler, schedule, o, data);
   const int images = static_cast<int>(data.gather.images_per_step());
   const Tensor prediction = predict(g, config, schedule, drawn.x_t, drawn.batch);
   const Tensor loss =
-      type == PredictionType::kEpsilon
+      plain(scheduler, o)
           ? ops::noise_loss(g, prediction, drawn.batch.noise, images)
-          : ops::mse_loss(g, prediction, target(g, type, schedule, drawn.batch), images);
+          : add_loss(g, scheduler, schedule, o.loss, prediction, drawn.batch, drawn.weight, images);
   g.backward();
-  return {drawn.batch.timestep, loss};
+  return {drawn.batch.timestep, loss, drawn.loss_history};
 }
 
 }  // namespace ddpm

@@ -42,6 +42,7 @@ Pipeline open_layout(const std::string& folder, const std::string& unet) {
   p.weights = need_weights(unet);
   p.unet = parse_unet_config(read_small_file(config, kConfigBytes), config);
   p.scheduler = read_scheduler(folder);
+  require_fitting(p.unet, p.scheduler, folder);
   return p;
 }
 
@@ -140,7 +141,7 @@ void save_checkpoint(const std::string& path, const UNetConfig& unet,
   }
   {
     OutputFile file = folder.file(kTrainingState);
-    manifest.hashes[kTrainingState] = write_training_state(file, store);
+    manifest.hashes[kTrainingState] = write_training_state(file, store, manifest.loss_history);
     file.commit();
   }
   write_text(folder, "manifest.json", manifest_text(manifest));
@@ -207,7 +208,7 @@ Manifest load_checkpoint(const std::string& folder, ParamStore& store, NonFinite
   check_hashes(ema, m.hashes[weights]);
   check_hashes(state, m.hashes[kTrainingState]);
   load_weights(ema, store, Arena::kEma, nonfinite);
-  load_training_state(state, store, nonfinite);
+  m.loss_history = load_training_state(state, store, nonfinite);
   return m;
 }
 

@@ -2,7 +2,8 @@
 //
 //   model_index.json  unet/config.json  unet/diffusion_pytorch_model.safetensors (EMA weights)
 //   scheduler/scheduler_config.json     and, in a checkpoint,
-//   training_state.safetensors (raw weights, Adam's moments)  manifest.json (step, seed, hashes)
+//   training_state.safetensors (raw weights, Adam's moments, losses by timestep where timesteps are
+//   drawn by them)  manifest.json (step, seed, hashes)
 #pragma once
 
 #include <cstdint>
@@ -41,8 +42,9 @@ std::unique_ptr<ParamStore> load_store(Backend&, const SafetensorsReader&, const
 struct Manifest {
   uint64_t step = 0, seed = 0;
   int batch_size = 0;
-  std::string numerics;  // Backend::numerics() of the run
-  std::string plans{};   // Backend::plans(), which a resumed run makes again
+  std::string numerics;               // Backend::numerics() of the run
+  std::string plans{};                // Backend::plans(), which a resumed run makes again
+  std::vector<float> loss_history{};  // Trainer::loss_history(); stands in the training state
   std::map<std::string, std::map<std::string, std::string>> hashes{};  // by file, by tensor
   std::map<std::string, std::string> files{};                          // of whole text files
 };

@@ -215,7 +215,7 @@ void Pool::step() {
 }
 
 void Pool::join_batch() {
-  const auto classes = static_cast<uint64_t>(core_->unet().num_class_embeds.value_or(1));
+  const auto classes = static_cast<uint64_t>(std::max(core_->unet().classes(), 1));
   for (size_t i = 0; i < places_.size(); ++i) {
     Place& place = places_[i];
     if (!place.fresh) continue;

@@ -1,5 +1,6 @@
 #include "model/run_config.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <vector>
@@ -13,6 +14,16 @@ namespace {
 constexpr int64_t kMaxSteps = int64_t{1}
                               << 32;  // the step is a 32-bit word of every random address
 
+// In the order of the enums.
+std::vector<std::string> loss_names() { return {"simple", "kl", "hybrid"}; }
+std::vector<std::string> timesteps_names() { return {"uniform", "loss_second_moment"}; }
+
+template <typename Enum>
+Enum read_word(JsonObject& json, const char* key, const std::vector<std::string>& words) {
+  const std::string word = json.get_string(key, words, words[0]);  // older runs lack it
+  return static_cast<Enum>(std::find(words.begin(), words.end(), word) - words.begin());
+}
+
 nlohmann::ordered_json train_to_json(const TrainConfig& t) {
   return {{"data", t.data},
           {"batch_size", t.batch_size},
@@ -23,6 +34,9 @@ nlohmann::ordered_json train_to_json(const TrainConfig& t) {
           {"grad_clip", t.grad_clip},
           {"ema_decay", t.ema_decay},
           {"dropout", t.dropout},
+          {"loss", loss_names()[static_cast<size_t>(t.loss)]},
+          {"timesteps", timesteps_names()[static_cast<size_t>(t.timesteps)]},
+          {"label_dropout", t.label_dropout},
           {"flip", t.flip},
           {"seed", t.seed},
           {"precision", t.precision},
@@ -47,6 +61,9 @@ TrainConfig train_from_json(JsonObject json) {
   t.grad_clip = json.get_double("grad_clip", 0, 1e9);
   t.ema_decay = json.get_double("ema_decay", 0, 1);
   t.dropout = json.get_double("dropout", 0, 0.99);
+  t.loss = read_word<LossKind>(json, "loss", loss_names());
+  t.timesteps = read_word<Timesteps>(json, "timesteps", timesteps_names());
+  t.label_dropout = json.get_double("label_dropout", 0, 0.99, 0);  // older runs lack it
   t.flip = json.get_bool("flip");
   t.seed = static_cast<uint64_t>(json.get_int("seed", 0, std::numeric_limits<int64_t>::max()));
   t.precision = json.get_string("precision", {"auto", "fp32", "tf32", "bf16"});
@@ -60,6 +77,37 @@ TrainConfig train_from_json(JsonObject json) {
   t.stop_on_divergence = json.get_bool("stop_on_divergence", false);
   json.finish();
   return t;
+}
+
+// Settings that exclude each other.
+void check_objective(const RunConfig& c, const std::string& file) {
+  const auto refuse = [&](const std::string& a, const std::string& b, const char* remedy) {
+    fail(Status::kConfig, "%s: %s does not go with %s; %s", file.c_str(), a.c_str(), b.c_str(),
+         remedy);
+  };
+  const std::string loss =
+      format("train.loss \"%s\"", loss_names()[static_cast<size_t>(c.train.loss)].c_str());
+  const std::string variance =
+      format("scheduler.variance_type \"%s\"", name_of(c.scheduler.variance_type).c_str());
+  const bool learned = is_learned(c.scheduler.variance_type);
+  if (c.train.loss == LossKind::kSimple && learned)
+    refuse(loss, variance, "the variance would not be trained: use train.loss kl or hybrid");
+  if (c.train.loss == LossKind::kHybrid && c.scheduler.variance_type != VarianceType::kLearnedRange)
+    refuse(loss, variance,
+           learned
+               ? "use train.loss kl, or variance_type learned_range"
+               : "it trains a learned_range; with a fixed variance use train.loss simple or kl");
+  if (c.train.loss != LossKind::kSimple &&
+      c.scheduler.prediction_type == PredictionType::kEpsilon &&
+      c.scheduler.beta_schedule == BetaSchedule::kJsd)
+    refuse(loss, "scheduler.beta_schedule \"jsd\" and scheduler.prediction_type \"epsilon\"",
+           "the bound of a noise prediction is infinite in pure noise: use another of them");
+  if (c.train.timesteps == Timesteps::kLossSecondMoment &&
+      (c.train.reduction_shards > 1 || c.train.accumulate > 1))
+    refuse(
+        "train.timesteps \"loss_second_moment\"",
+        c.train.reduction_shards > 1 ? "train.reduction_shards" : "train.accumulate",
+        "the losses of a step are kept as one batch: leave it out, or use train.timesteps uniform");
 }
 
 // "/train/steps" as users write it.
@@ -88,7 +136,7 @@ RunConfig run_config_of(const Preset& p) {
 nlohmann::ordered_json to_json(const RunConfig& c) {
   nlohmann::ordered_json json;
   json["unet"] = to_json(c.unet);
-  json["unet"].erase("dropout");  // stands in "train"
+  for (const char* key : {"dropout", "_null_class"}) json["unet"].erase(key);  // stand in "train"
   json["scheduler"] = to_json(c.scheduler);
   json["train"] = train_to_json(c.train);
   return json;
@@ -106,6 +154,16 @@ RunConfig run_config_from_json(const nlohmann::json& value, const std::string& f
   c.unet = unet_from_json(value.at("unet"), file, "unet");
   c.scheduler = scheduler_from_json(value.at("scheduler"), file, "scheduler");
   c.unet.dropout = c.train.dropout;
+  c.unet.null_class = c.train.label_dropout > 0;
+  if (c.unet.null_class && c.unet.classes() < 1)
+    fail(Status::kConfig,
+         "%s: train.label_dropout %g with unet.num_class_embeds %s; use num_class_embeds = classes "
+         "+ "
+         "1: the last stands for no class",
+         file.c_str(), c.train.label_dropout,
+         c.unet.num_class_embeds ? std::to_string(*c.unet.num_class_embeds).c_str() : "null");
+  require_fitting(c.unet, c.scheduler, file);
+  check_objective(c, file);
   return c;
 }
 

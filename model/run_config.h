@@ -7,6 +7,7 @@
 #include <string>
 
 #include "model/config.h"
+#include "model/objective.h"
 #include "model/presets.h"
 
 namespace ddpm {
@@ -21,6 +22,9 @@ struct TrainConfig {
   double grad_clip = 0;        // 0 = none
   double ema_decay = 0;
   double dropout = 0;
+  LossKind loss = LossKind::kSimple;
+  Timesteps timesteps = Timesteps::kUniform;
+  double label_dropout = 0;  // probability that a label becomes "no class", the last embedding
   bool flip = false;
   uint64_t seed = 0;
   std::string precision = "auto";
@@ -33,14 +37,16 @@ struct TrainConfig {
 };
 
 struct RunConfig {
-  UNetConfig unet;  // its dropout is train.dropout
+  UNetConfig unet;  // its dropout is train.dropout, and null_class whether there is label_dropout
   SchedulerConfig scheduler;
   TrainConfig train;
 };
 
 RunConfig run_config_of(const Preset& preset);
 nlohmann::ordered_json to_json(const RunConfig&);
-// `file` names it in messages. Error(kConfig) for anything unknown or out of range.
+// `file` names it in messages. Error(kConfig) for anything unknown or out of range, and for
+// settings that exclude each other, naming both: a learned variance goes with loss kl, as a range
+// with hybrid too, which a fixed one does not; the network's channels must fit it.
 RunConfig run_config_from_json(const nlohmann::json&, const std::string& file);
 
 // Sets the value at a dotted path, "train.learning_rate=1e-4"; the value is JSON, or else a string.

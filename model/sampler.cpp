@@ -13,9 +13,9 @@ namespace {
 std::vector<std::string> sampler_names() { return {"ddpm", "ddim", "dpmpp2m"}; }
 std::vector<std::string> spacing_names() { return {"leading", "trailing", "linspace"}; }
 
-// Prediction of the noise, before any clipping.
-Mix epsilon_mix(PredictionType type, double ab) {
-  const double signal = std::sqrt(ab), noise = std::sqrt(1 - ab);
+// Prediction of the noise at t, before any clipping.
+Mix epsilon_mix(PredictionType type, const Schedule& s, int t) {
+  const double ab = s.alpha_bar(t), signal = std::sqrt(ab), noise = std::sqrt(1 - ab);
   switch (type) {
     case PredictionType::kEpsilon:
       return {0, 1};
@@ -23,6 +23,10 @@ Mix epsilon_mix(PredictionType type, double ab) {
       return {1 / noise, -signal / noise};
     case PredictionType::kVPrediction:
       return {noise, signal};
+    case PredictionType::kPreviousMean: {
+      const Mix x0 = x0_mix(type, s, t);
+      return {(1 - signal * x0.x) / noise, -signal * x0.out / noise};
+    }
   }
   fail(Status::kBug, "unknown prediction type %d", static_cast<int>(type));
 }
@@ -31,7 +35,7 @@ Mix epsilon_mix(PredictionType type, double ab) {
 SamplerRow prediction_row(const Schedule& s, const SchedulerConfig& c, int t) {
   SamplerRow row;
   row.t = t;
-  const Mix x0 = x0_mix(c.prediction_type, s.alpha_bar(t));
+  const Mix x0 = x0_mix(c.prediction_type, s, t);
   row.x0_x = static_cast<float>(x0.x);
   row.x0_out = static_cast<float>(x0.out);
   return row;
@@ -39,6 +43,27 @@ SamplerRow prediction_row(const Schedule& s, const SchedulerConfig& c, int t) {
 
 void clip(SamplerRow& row, const SchedulerConfig& c) {
   if (c.clip_sample) row.clip = static_cast<float>(c.clip_sample_range);
+}
+
+// large, small: the variances of p(x_next | x_t) that are fixed, and a learned one's range.
+void add_noise(SamplerRow& row, VarianceType type, double large, double small) {
+  switch (type) {
+    case VarianceType::kFixedLarge:
+      row.x_z = static_cast<float>(std::sqrt(large));
+      return;
+    case VarianceType::kFixedSmall:
+      row.x_z = static_cast<float>(std::sqrt(small));
+      return;
+    case VarianceType::kLearned:
+      row.x_z = 1;
+      row.z_out = 0.5f;
+      return;
+    case VarianceType::kLearnedRange:  // half way between the two, and half a range more at v = 1
+      row.x_z = 1;
+      row.z_log = static_cast<float>(0.25 * (std::log(large) + std::log(small)));
+      row.z_out = static_cast<float>(0.25 * (std::log(large) - std::log(small)));
+      return;
+  }
 }
 
 // lambda of DPM-Solver: log of sqrt(ab) / sqrt(1 - ab).
@@ -138,8 +163,8 @@ size_t index_of(const char* what, const std::vector<std::string>& names, std::st
 
 }  // namespace
 
-Mix x0_mix(PredictionType type, double ab) {
-  const double signal = std::sqrt(ab), noise = std::sqrt(1 - ab);
+Mix x0_mix(PredictionType type, const Schedule& s, int t) {
+  const double ab = s.alpha_bar(t), signal = std::sqrt(ab), noise = std::sqrt(1 - ab);
   switch (type) {
     case PredictionType::kEpsilon:
       if (ab == 0) return {};  // pure noise says nothing of the image: the middle of its range
@@ -148,6 +173,10 @@ Mix x0_mix(PredictionType type, double ab) {
       return {0, 1};
     case PredictionType::kVPrediction:
       return {signal, -noise};
+    case PredictionType::kPreviousMean: {
+      const auto at = static_cast<size_t>(t);
+      return {-s.coef2[at] / s.coef1[at], 1 / s.coef1[at]};
+    }
   }
   fail(Status::kBug, "unknown prediction type %d", static_cast<int>(type));
 }
@@ -182,7 +211,8 @@ std::vector<int> sampler_timesteps(SamplerKind kind, Spacing spacing, int steps,
   return list;
 }
 
-// x' = coef_x0 clip(x0) + coef_x x + sigma z, the posterior q(x_next | x_t, x_0) with gaps.
+// x' = coef_x0 clip(x0) + coef_x x + sigma z, the posterior q(x_next | x_t, x_0) with gaps. Of a
+// network that predicts the mean of the very next timestep it is its output, which nothing clips.
 SamplerRow ddpm_row(const Schedule& s, const SchedulerConfig& c, int t, int next) {
   const double ab = s.alpha_bar(t), abp = s.alpha_bar(next);
   const double alpha = ab / abp, beta = 1 - alpha;
@@ -190,10 +220,11 @@ SamplerRow ddpm_row(const Schedule& s, const SchedulerConfig& c, int t, int next
   clip(row, c);
   row.x_x0 = static_cast<float>(std::sqrt(abp) * beta / (1 - ab));
   row.x_x = static_cast<float>(std::sqrt(alpha) * (1 - abp) / (1 - ab));
-  const double variance = c.variance_type == VarianceType::kFixedLarge
-                              ? beta
-                              : std::max((1 - abp) / (1 - ab) * beta, 1e-20);
-  if (t > 0) row.x_z = static_cast<float>(std::sqrt(variance));
+  if (c.prediction_type == PredictionType::kPreviousMean && next == t - 1) {
+    row.x_x0 = row.x_x = 0;
+    row.x_out = 1;
+  }
+  if (t > 0) add_noise(row, c.variance_type, beta, std::max((1 - abp) / (1 - ab) * beta, 1e-20));
   return row;
 }
 
@@ -203,7 +234,7 @@ SamplerRow ddim_row(const Schedule& s, const SchedulerConfig& c, int t, int next
   const double ab = s.alpha_bar(t), abp = s.alpha_bar(next);
   const double sigma = eta * std::sqrt((1 - abp) / (1 - ab) * (1 - ab / abp));
   const double direction = std::sqrt(std::max(1 - abp - sigma * sigma, 0.0));
-  const Mix epsilon = epsilon_mix(c.prediction_type, ab);
+  const Mix epsilon = epsilon_mix(c.prediction_type, s, t);
   SamplerRow row = prediction_row(s, c, t);
   clip(row, c);
   row.x_x0 = static_cast<float>(std::sqrt(abp));

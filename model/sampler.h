@@ -56,9 +56,9 @@ std::vector<SamplerRow> ddim_inverse_rows(const Schedule&, const SchedulerConfig
 struct Mix {
   double x = 0, out = 0;
 };
-// The prediction of x_0 from the network's output where alpha-bar is `ab` (of noise: Ho et al.,
-// eq. 15); 0 where noise is predicted and ab is 0.
-Mix x0_mix(PredictionType, double ab);
+// The prediction of x_0 from the network's output at t (of noise: Ho et al., eq. 15); 0 where noise
+// is predicted and there is no signal.
+Mix x0_mix(PredictionType, const Schedule&, int t);
 
 // Single rows: from timestep t to `next` < t, where -1 is the clean image.
 SamplerRow ddpm_row(const Schedule&, const SchedulerConfig&, int t, int next);

@@ -106,4 +106,12 @@ std::vector<float> Schedule::velocity_table() const {
   return table;
 }
 
+std::vector<float> Schedule::previous_mean_table() const {
+  std::vector<float> table;
+  for (size_t t = 0; t < ab.size(); ++t)
+    table.insert(table.end(), {static_cast<float>(coef1[t] + coef2[t] * sqrt_ab[t]),
+                               static_cast<float>(coef2[t] * sqrt_1mab[t])});
+  return table;
+}
+
 }  // namespace ddpm

@@ -19,8 +19,10 @@ class Schedule {
   double alpha_bar(int t) const { return t < 0 ? 1.0 : ab[static_cast<size_t>(t)]; }
   // (T, 2): sqrt_ab and sqrt_1mab of q(x_t | x_0) for the kernels, rounded once.
   std::vector<float> noise_table() const;
-  // (T, 2): -sqrt_1mab and sqrt_ab, of v = sqrt_ab noise - sqrt_1mab x0.
+  // (T, 2): factors of x0 and of the noise in v = sqrt_ab noise - sqrt_1mab x0, and in the mean of
+  // q(x_{t-1} | x_t, x_0).
   std::vector<float> velocity_table() const;
+  std::vector<float> previous_mean_table() const;
 
   std::vector<double> beta;
   std::vector<double> ab, abp;  // alpha-bar of t and of t - 1

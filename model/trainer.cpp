@@ -18,7 +18,10 @@ TrainingGraph build_training_graph(Backend& backend, const UNetConfig& unet,
   const Parts& parts = options.parts;
   DDPM_CHECK(parts.total > 0 && options.batch_size % parts.total == 0, "a batch of %d in %d parts",
              options.batch_size, parts.total);
-  TrainingGraph t{Graph(backend, Mode::kTraining), {}, {}, {}};
+  DDPM_CHECK(!parts.split() || options.objective.timesteps == Timesteps::kUniform,
+             "timesteps by losses, with a batch in parts");
+  DDPM_CHECK(options.label_dropout == 0 || unet.null_class, "label dropout without a null class");
+  TrainingGraph t{Graph(backend, Mode::kTraining), {}, {}, {}, {}};
   Graph& g = t.graph;
   const Shape s{options.batch_size / parts.total, unet.sample_height, unet.sample_width,
                 unet.in_channels};
@@ -26,11 +29,13 @@ TrainingGraph build_training_graph(Backend& backend, const UNetConfig& unet,
   t.images = g.held({count, s.h, s.w, s.c}, DType::kU8, "images");
   if (unet.num_class_embeds) t.labels = g.persistent({1, 1, 1, count}, DType::kI32, "labels");
   t.loss_histogram = g.persistent({kLossBuckets, 1, 1, 2}, DType::kF32, "loss_histogram");
-  const Objective objective = add_objective(g, unet, scheduler.prediction_type, schedule,
+  const Objective objective = add_objective(g, unet, scheduler, options.objective,
                                             TrainingData{{.batch = s,
                                                           .count = image_count,
                                                           .flip = options.flip,
-                                                          .step_images = options.batch_size},
+                                                          .step_images = options.batch_size,
+                                                          .label_dropout = options.label_dropout,
+                                                          .null_label = unet.classes()},
                                                          t.images,
                                                          t.labels});
   {
@@ -42,6 +47,10 @@ TrainingGraph build_training_graph(Backend& backend, const UNetConfig& unet,
   // alone.
   g.add(backend.loss_histogram(s.n, schedule.timesteps(), kLossBuckets, objective.timestep,
                                objective.sample_loss, g.state(), t.loss_histogram));
+  t.loss_history = objective.loss_history;
+  if (t.loss_history)
+    g.add(backend.loss_history(s.n, schedule.timesteps(), objective.timestep, objective.sample_loss,
+                               g.state(), t.loss_history));
   return t;
 }
 
@@ -61,6 +70,9 @@ Trainer::Trainer(Backend& backend, const UNetConfig& unet, const SchedulerConfig
       backend, t.graph.params(),
       std::vector<Arena>{Arena::kWeights, Arena::kGradients, Arena::kM, Arena::kV, Arena::kEma});
   loss_histogram_ = t.loss_histogram;
+  loss_history_ = t.loss_history;
+  if (loss_history_)
+    history_size_ = static_cast<size_t>(scheduler.num_train_timesteps) * kLossHistoryRow;
   executor_ = std::make_unique<Executor>(std::move(t.graph), store_->arenas(), options.executor);
   // As much stays free as the step's own tensors take: previews need less.
   data_on_host_ = executor_->hold(t.images, std::move(data.images), executor_->bytes());
@@ -91,6 +103,22 @@ std::vector<double> Trainer::take_loss_by_timestep() {
   sums = {};
   executor_->upload(loss_histogram_, sums.data());
   return means;
+}
+
+std::vector<float> Trainer::loss_history() const {
+  std::vector<float> history(history_size_);
+  if (loss_history_) executor_->download(history.data(), loss_history_);
+  return history;
+}
+
+void Trainer::set_loss_history(const std::vector<float>& history) {
+  if (!loss_history_) return;
+  if (!history.empty() && history.size() != history_size_)
+    fail(Status::kConfig, "a history of %zu losses and counts, where the timesteps need %zu",
+         history.size(), history_size_);
+  std::vector<float> own = history;
+  own.resize(history_size_);
+  executor_->upload(loss_history_, own.data());
 }
 
 void Trainer::set_state(const StepState& s) {

@@ -9,6 +9,7 @@
 #include "engine/param_store.h"
 #include "engine/parts.h"
 #include "model/config.h"
+#include "model/objective.h"
 
 namespace ddpm {
 
@@ -18,6 +19,8 @@ struct TrainerOptions {
   int batch_size = 1;  // of all parts together; they must divide it
   Parts parts;
   bool flip = false;
+  double label_dropout = 0;           // of a network with a null_class
+  ObjectiveOptions objective;         // timesteps by losses only where the batch is not in parts
   AdamDesc adam;                      // count is set by the trainer
   bool activate_zero_layers = false;  // Params::activate_zero_layers(), for benchmarks
   ExecutorOptions executor;
@@ -51,6 +54,10 @@ class Trainer {
   // All ranks: the mean loss of each bucket of timesteps since it was last asked for, over all
   // ranks; NaN where there was none.
   std::vector<double> take_loss_by_timestep();
+  // What timesteps are drawn by: (timesteps, kLossHistoryRow), empty where they are drawn
+  // uniformly. An empty one is none yet.
+  std::vector<float> loss_history() const;
+  void set_loss_history(const std::vector<float>& history);
   ParamStore& store() { return *store_; }
   const ParamStore& store() const { return *store_; }
   Executor& executor() { return *executor_; }
@@ -62,7 +69,8 @@ class Trainer {
  private:
   std::unique_ptr<ParamStore> store_;
   std::unique_ptr<Executor> executor_;
-  Tensor loss_histogram_;
+  Tensor loss_histogram_, loss_history_;
+  size_t history_size_ = 0;
   Parts parts_;
   int part_images_ = 0;
   bool data_on_host_ = false;
@@ -74,6 +82,7 @@ struct TrainingGraph {
   Graph graph;
   Tensor images, labels;
   Tensor loss_histogram;  // (kLossBuckets, 2): sum and count
+  Tensor loss_history;    // as Objective's
 };
 TrainingGraph build_training_graph(Backend& backend, const UNetConfig& unet,
                                    const SchedulerConfig& scheduler, const TrainerOptions& options,

@@ -181,6 +181,17 @@ class RecordingBackend : public Backend {
     if (!options_.fused_objective) return std::nullopt;
     return call("noise_loss", {prediction}, {sample_loss, d_prediction, state}, 4096);
   }
+  Call diffusion_loss(const DiffusionLossDesc&, In prediction, In target, In x0, In t, In factors,
+                      In weight, Out sample_loss, Out d_prediction, Out state) override {
+    return call("diffusion_loss", {prediction, target, x0, t, factors, weight},
+                {sample_loss, d_prediction, state}, 4096);
+  }
+  Call draw_timesteps_by_loss(int, int, In history, In state, Out t, Out weight) override {
+    return call("draw_timesteps_by_loss", {history, state}, {t, weight}, 4096);
+  }
+  Call loss_history(int, int, In t, In sample_loss, In state, Out history) override {
+    return call("loss_history", {t, sample_loss, state}, {history});
+  }
   Call end_part(int, int, Out losses, Out state) override {
     return call("end_part", {}, {losses, state});
   }

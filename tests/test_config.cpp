@@ -1,10 +1,13 @@
 #include "model/config.h"
 
+#include <algorithm>
 #include <catch2/catch.hpp>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "engine/json.h"
 #include "model/presets.h"
+#include "model/run_config.h"
 #include "model/schedule.h"
 
 namespace {
@@ -133,13 +136,14 @@ TEST_CASE("config: every honoured key is read and written", "[config]") {
                   {"norm_eps", 1e-6},
                   {"norm_num_groups", 6},
                   {"num_class_embeds", 10},
-                  {"out_channels", 4},
+                  {"out_channels", 8},
                   {"sample_size", {20, 12}},
                   {"up_block_types", {"UpBlock2D", "AttnUpBlock2D", "UpBlock2D"}}};
   UNetConfig expected;
   expected.sample_height = 20;
   expected.sample_width = 12;
-  expected.in_channels = expected.out_channels = 4;
+  expected.in_channels = 4;
+  expected.out_channels = 8;
   expected.layers_per_block = 3;
   expected.block_out_channels = {12, 24, 36};
   expected.down_attention = {true, false, false};
@@ -179,10 +183,11 @@ TEST_CASE("config: every honoured key is read and written", "[config]") {
         BetaSchedule::kSigmoid, BetaSchedule::kConst, BetaSchedule::kWarmup10,
         BetaSchedule::kWarmup50, BetaSchedule::kJsd})
     CHECK(scheduler_from_json({{"beta_schedule", name_of(kind)}}, "s").beta_schedule == kind);
-  for (const auto kind :
-       {PredictionType::kEpsilon, PredictionType::kSample, PredictionType::kVPrediction})
+  for (const auto kind : {PredictionType::kEpsilon, PredictionType::kSample,
+                          PredictionType::kVPrediction, PredictionType::kPreviousMean})
     CHECK(scheduler_from_json({{"prediction_type", name_of(kind)}}, "s").prediction_type == kind);
-  for (const auto kind : {VarianceType::kFixedSmall, VarianceType::kFixedLarge})
+  for (const auto kind : {VarianceType::kFixedSmall, VarianceType::kFixedLarge,
+                          VarianceType::kLearned, VarianceType::kLearnedRange})
     CHECK(scheduler_from_json({{"variance_type", name_of(kind)}}, "s").variance_type == kind);
 }
 
@@ -270,7 +275,8 @@ TEST_CASE("config: sizes that do not fit together", "[config]") {
   CHECK_THAT(unet_error("sample_size", {32, 36}), Contains("32x36") && Contains("multiples of 8"));
   CHECK_THAT(unet_error("norm_num_groups", 48), Contains("128") && Contains("48"));
   CHECK_THAT(unet_error("attention_head_dim", 96), Contains("256") && Contains("96"));
-  CHECK_THAT(unet_error("out_channels", 6), Contains("variance"));
+  CHECK_THAT(unet_error("out_channels", 5), Contains("5") && Contains("in_channels 3"));
+  CHECK(unet_error("out_channels", 6) == "no error");
   CHECK_THAT(unet_error("block_out_channels", {128, 256, 256}), Contains("3, 4 and 4"));
   CHECK_THAT(unet_error("up_block_types", {"UpBlock2D"}), Contains("4, 4 and 1"));
   // Levels without attention do not need whole heads.
@@ -320,7 +326,7 @@ TEST_CASE("config: schedulers that mean another process", "[config]") {
                                               {"beta_end", 1},
                                               {"beta_end", nullptr},
                                               {"prediction_type", "flow_prediction"},
-                                              {"variance_type", "learned_range"},
+                                              {"variance_type", "fixed_small_log"},
                                               {"clip_sample", "yes"},
                                               {"clip_sample_range", 0},
                                               {"timestep_spacing", "karras"},
@@ -401,4 +407,85 @@ TEST_CASE("presets: the paper's networks", "[config]") {
   CHECK_THAT(error_of(Status::kUsage, [] { find_preset("cifar100"); }),
              Contains("cifar100") && Contains("\"cifar10\""));
   CHECK_THAT(error_of(Status::kUsage, [] { find_preset(""); }), Contains("lsun256"));
+}
+
+TEST_CASE("config: every variance and loss that go together, and why the others do not",
+          "[config]") {
+  const auto error = [](const std::string& variance, const std::string& loss, int out_channels,
+                        const json& train = json::object(),
+                        const json& scheduler = json::object()) {
+    RunConfig c = run_config_of(find_preset("tiny"));
+    json j(to_json(c));
+    j["unet"]["out_channels"] = out_channels;
+    j["scheduler"]["variance_type"] = variance;
+    j["train"]["loss"] = loss;
+    j["train"].update(train);
+    j["scheduler"].update(scheduler);
+    return error_of(Status::kConfig, [&] {
+      const RunConfig read = run_config_from_json(j, "run.json");
+      CHECK(json(to_json(read)) == j);
+    });
+  };
+  const std::map<std::string, std::vector<std::string>> legal = {
+      {"fixed_small", {"simple", "kl"}},
+      {"fixed_large", {"simple", "kl"}},
+      {"learned", {"kl"}},
+      {"learned_range", {"kl", "hybrid"}}};
+  for (const auto& [variance, losses] : legal) {
+    const bool learned = variance.starts_with("learned");
+    for (const std::string loss : {"simple", "kl", "hybrid"}) {
+      INFO(variance << " " << loss);
+      const std::string text = error(variance, loss, learned ? 6 : 3);
+      if (std::find(losses.begin(), losses.end(), loss) != losses.end()) {
+        CHECK(text == "no error");
+        for (const char* prediction : {"epsilon", "sample", "v_prediction", "previous_mean"})
+          for (const char* timesteps : {"uniform", "loss_second_moment"})
+            CHECK(error(variance, loss, learned ? 6 : 3, {{"timesteps", timesteps}},
+                        {{"prediction_type", prediction}}) == "no error");
+      } else {
+        CHECK_THAT(text, Contains("train.loss \"" + loss + "\"") &&
+                             Contains("scheduler.variance_type \"" + variance + "\""));
+      }
+      CHECK_THAT(error(variance, loss, learned ? 3 : 6),
+                 Contains("variance_type \"" + variance + "\"") && Contains("out_channels"));
+    }
+  }
+  CHECK_THAT(error("fixed_small", "kl", 3, {}, {{"beta_schedule", "jsd"}}),
+             Contains("train.loss") && Contains("beta_schedule") && Contains("prediction_type"));
+  CHECK(error("fixed_small", "simple", 3, {}, {{"beta_schedule", "jsd"}}) == "no error");
+  CHECK(error("fixed_small", "kl", 3, {},
+              {{"beta_schedule", "jsd"}, {"prediction_type", "sample"}}) == "no error");
+  for (const char* field : {"reduction_shards", "accumulate"})
+    CHECK_THAT(error("fixed_small", "simple", 3, {{"timesteps", "loss_second_moment"}, {field, 2}}),
+               Contains("train.timesteps") && Contains(std::string("train.") + field));
+  // Labels that are dropped need an embedding that stands for none.
+  CHECK_THAT(error("fixed_small", "simple", 3, {{"label_dropout", 0.1}}),
+             Contains("train.label_dropout") && Contains("unet.num_class_embeds"));
+  CHECK_THAT(error("fixed_small", "l1", 3), Contains("\"l1\"") && Contains("hybrid"));
+}
+
+TEST_CASE("config: the embedding that stands for no class", "[config]") {
+  json j = cifar10();
+  j["num_class_embeds"] = 11;
+  CHECK(parse_unet_config(j.dump(), "x").classes() == 11);
+  j["_null_class"] = 10;
+  const UNetConfig u = parse_unet_config(j.dump(), "x");
+  CHECK(u.null_class);
+  CHECK(u.classes() == 10);
+  CHECK(unet_from_json(json(to_json(u)), "x") == u);
+  for (const json& bad : {json(9), json(11), json("10"), json(nullptr)}) {
+    j["_null_class"] = bad;
+    CHECK_THAT(unet_error(j), Contains("_null_class"));
+  }
+  j["_null_class"] = 10;
+  j.erase("num_class_embeds");
+  CHECK_THAT(unet_error(j), Contains("_null_class"));
+  // Of a run it is what train.label_dropout says.
+  json run(to_json(run_config_of(find_preset("tiny"))));
+  run["unet"]["num_class_embeds"] = 4;
+  CHECK(run_config_from_json(run, "run.json").unet.classes() == 4);
+  run["train"]["label_dropout"] = 0.1;
+  const RunConfig c = run_config_from_json(run, "run.json");
+  CHECK(c.unet.classes() == 3);
+  CHECK(json(to_json(c)) == run);
 }

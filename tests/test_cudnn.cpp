@@ -94,7 +94,7 @@ std::vector<Convolution> convolutions(const std::string& preset, DType type) {
   batch.x0 = g.persistent(s, DType::kF32, "x0");
   batch.noise = g.persistent(s, DType::kF32, "noise");
   batch.timestep = g.persistent({1, 1, 1, n}, DType::kI32, "timestep");
-  add_objective(g, p.unet, p.scheduler.prediction_type, Schedule(p.scheduler), batch);
+  add_objective(g, p.unet, p.scheduler, {}, batch);
   return backend.found;
 }
 

@@ -60,6 +60,37 @@ void check_gather(Backend& backend) {
   CHECK(runs > 30);
 }
 
+// Labels are dropped each by itself, by an address of their own, and with the given probability.
+void check_label_dropout(Backend& backend) {
+  constexpr int kBatch = 40, kCount = 11;
+  const std::vector<uint8_t> images(kCount, 1);
+  std::vector<int32_t> labels;
+  for (int32_t i = 0; i < kCount; ++i) labels.push_back(i % 3);
+  for (const double p : {0.0, 0.1, 0.5, 1.0}) {
+    int dropped = 0;
+    for (uint64_t step = 0; step < 25; ++step) {
+      const StepState state{.seed = 17, .step = step, .first_image = 9};
+      GatherDesc d{{kBatch, 1, 1, 1}, kCount, false, kBatch + 20};
+      d.label_dropout = p;
+      d.null_label = 3;
+      test::Bench b(backend);
+      const Out x0 = b.out(kBatch), drawn = b.out<int32_t>(kBatch);
+      b.run(backend.gather_images(d, b.in(images), b.in(labels), b.state(state), x0, drawn));
+      const std::vector<int32_t> index = ref::gather_images(d, images, state).index;
+      for (size_t i = 0; i < kBatch; ++i) {
+        const RandomStream stream{.seed = 17,
+                                  .purpose = Purpose::kLabel,
+                                  .sample = 9 + i,
+                                  .step = static_cast<uint32_t>(step)};
+        const bool drops = stream.block(0)[0] < p * 0x1p32;
+        REQUIRE(b.get<int32_t>(drawn)[i] == (drops ? 3 : index[i] % 3));
+        dropped += drops;
+      }
+    }
+    CHECK(std::abs(dropped - 1000 * p) <= 5 * std::sqrt(1000 * p * (1 - p)));
+  }
+}
+
 // Every byte, and image sizes of whole runs and not.
 void check_bytes(Backend& backend) {
   for (int w : {256, 255}) {
@@ -79,10 +110,12 @@ void check_bytes(Backend& backend) {
 TEST_CASE("gather_images: agrees with the reference", "[diffusion]") {
   check_gather(*make_cpu_backend({}));
   check_bytes(*make_cpu_backend({}));
+  check_label_dropout(*make_cpu_backend({}));
 }
 TEST_CASE("simt.gather_images: agrees with the reference", "[diffusion]") {
   for_simt(check_gather);
   for_simt(check_bytes);
+  for_simt(check_label_dropout);
 }
 
 namespace {
@@ -263,7 +296,9 @@ void check_noisy_batch(Backend& backend) {
   for (const Shape& shape : list)
     for (bool flip : {false, true}) {
       CAPTURE(to_string(shape), flip);
-      const NoisyBatchDesc d{{shape, 5, flip}, 1000};
+      NoisyBatchDesc d{{shape, 5, flip}, 1000};
+      d.gather.label_dropout = 0.4;
+      d.gather.null_label = 12;
       const StepState state{.seed = 17, .step = step++};
       const auto images = bytes(5 * shape.pixels() * shape.c, 4);
       const std::vector<int32_t> labels = {7, 8, 9, 10, 11};

@@ -168,6 +168,50 @@ TEST_CASE("generator: looking time projections up gives the images of working th
   }
 }
 
+// A row without noise and clipping is affine in the network's output, so that guided images stand
+// on the line through those of the class and those of none.
+TEST_CASE("generator: guided images go on from those of no class through their own",
+          "[generator]") {
+  Preset p = find_preset("tiny");
+  p.unet.sample_height = p.unet.sample_width = 8;
+  p.unet.num_class_embeds = 4;
+  p.unet.null_class = true;
+  p.unet.out_channels = 6;
+  p.scheduler.variance_type = VarianceType::kLearnedRange;
+  auto backend = make_cpu_backend({.threads = 1});
+  const std::vector<SamplerRow> rows =
+      sampler_rows(Schedule(p.scheduler), p.scheduler,
+                   {.kind = SamplerKind::kDdim, .timesteps = {700}, .clip = false});
+  const auto drawn = [&](float guidance, std::vector<int32_t> labels) {
+    std::unique_ptr<ParamStore> store;
+    Generator g(
+        *backend, p.unet, 1000, rows, 3,
+        [&](const Params& params) {
+          store = std::make_unique<ParamStore>(*backend, params, std::vector{Arena::kWeights});
+          test::set_hash_weights(*store, {Arena::kWeights});
+          return store->arenas();
+        },
+        guidance);
+    g.weights_changed();
+    CHECK(g.shape().n == 3);
+    CHECK(g.label_of(5) == 2);  // never none
+    g.begin(7, 1, labels.empty() ? nullptr : labels.data());
+    g.executor().run(Phase::kStart);
+    g.executor().steps(1, {});
+    return g.latents(3);
+  };
+  const auto own = drawn(1, {2, 0, 1}), none = drawn(1, {3, 3, 3});
+  CHECK(own != none);
+  for (const float guidance : {0.0f, 0.5f, 4.0f}) {
+    std::vector<float> line;
+    for (size_t i = 0; i < own.size(); ++i) line.push_back(none[i] + guidance * (own[i] - none[i]));
+    CHECK(test::relative_error(drawn(guidance, {2, 0, 1}), line) < 1e-5);
+  }
+  CHECK(drawn(4, {}) == drawn(4, {1, 2, 0}));  // by the images' numbers
+  p.unet.null_class = false;
+  CHECK_THROWS_AS(drawn(2, {}), Error);
+}
+
 TEST_CASE("generator: new weights give new time projections", "[generator]") {
   const Preset& p = find_preset("tiny");
   auto backend = make_cpu_backend({.threads = 1});

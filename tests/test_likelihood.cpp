@@ -152,8 +152,8 @@ TEST_CASE("likelihood: what each prediction type says of x0", "[likelihood]") {
   const std::vector<uint8_t> pixels{10, 200};
   const std::vector<float> noise{0.3f, -0.7f};
   std::vector<float> x_t(2);
-  for (const auto type :
-       {PredictionType::kEpsilon, PredictionType::kSample, PredictionType::kVPrediction}) {
+  for (const auto type : {PredictionType::kEpsilon, PredictionType::kSample,
+                          PredictionType::kVPrediction, PredictionType::kPreviousMean}) {
     c.prediction_type = type;
     const Schedule s(c);
     const Bound bound(s, c);
@@ -161,12 +161,16 @@ TEST_CASE("likelihood: what each prediction type says of x0", "[likelihood]") {
     std::vector<float> out;
     for (size_t k = 0; k < 2; ++k) {
       const double x0 = pixels[k] / 127.5 - 1;
-      out.push_back(static_cast<float>(type == PredictionType::kEpsilon ? double{noise[k]}
-                                       : type == PredictionType::kSample
-                                           ? x0
+      out.push_back(static_cast<float>(type == PredictionType::kEpsilon  ? double{noise[k]}
+                                       : type == PredictionType::kSample ? x0
+                                       : type == PredictionType::kPreviousMean
+                                           ? s.coef1[400] * x0 + s.coef2[400] * x_t[k]
                                            : s.sqrt_ab[400] * noise[k] - s.sqrt_1mab[400] * x0));
     }
-    CHECK(bound.term(pixels, x_t, out, 400).mse < 1e-12);
+    // The mean's factor of x0 is 1 / 0.003 at t = 400.
+    const bool mean = type == PredictionType::kPreviousMean;
+    CHECK(bound.term(pixels, x_t, out, 400).mse < (mean ? 1e-8 : 1e-12));
+    CHECK(bound.term(pixels, x_t, out, 400).bits < 1e-9);
   }
   // Pure noise at the end of jsd: the middle of the range, and a prior of 0.
   c = {.num_train_timesteps = 10, .beta_schedule = BetaSchedule::kJsd};
@@ -177,6 +181,50 @@ TEST_CASE("likelihood: what each prediction type says of x0", "[likelihood]") {
   const double squares = (std::pow(10 / 127.5 - 1, 2) + std::pow(200 / 127.5 - 1, 2)) / 2;
   CHECK(bound.term(pixels, x_t, noise, 9).mse == Approx(squares));
   CHECK(bound.prior(pixels) == 0);
+}
+
+TEST_CASE("likelihood: terms of what the network learns of mean and variance", "[likelihood]") {
+  const std::vector<uint8_t> pixels{0, 1, 77, 128, 254, 255};  // (1,2,3)
+  const std::vector<float> noise{0.5f, -1, 2, 0, -0.25f, 1};
+  for (const auto variance : {VarianceType::kLearned, VarianceType::kLearnedRange})
+    for (const auto prediction : {PredictionType::kSample, PredictionType::kPreviousMean}) {
+      const SchedulerConfig c{.prediction_type = prediction, .variance_type = variance};
+      const Schedule s(c);
+      const Bound bound(s, c, 3);
+      CHECK(bound.learned_variance());
+      for (const int t : {0, 1, 500, 999}) {
+        const auto at = static_cast<size_t>(t);
+        const ref::TrainedImage image{s,
+                                      c,
+                                      LossKind::kKl,
+                                      [&] {
+                                        std::vector<double> x0;
+                                        for (const uint8_t u : pixels) x0.push_back(u / 127.5 - 1);
+                                        return x0;
+                                      }(),
+                                      {noise.begin(), noise.end()},
+                                      t};
+        std::vector<float> x_t(6), mean, log_variance, out;
+        bound.noise_image(pixels, noise, t, x_t);
+        double bits = 0;
+        for (size_t k = 0; k < 6; ++k) {
+          const double off = 0.004 * static_cast<double>(k) - 0.01;
+          mean.push_back(static_cast<float>(static_cast<double>(ref::goal(image, k)) * 0.99 + off));
+          log_variance.push_back(static_cast<float>(
+              variance == VarianceType::kLearned ? s.posterior_log_variance_clipped[at] + 50 * off
+                                                 : 60 * off));
+          bits += static_cast<double>(ref::bound_bits(image, k, mean[k], log_variance[k])) / 6;
+        }
+        for (const size_t pixel : {size_t{0}, size_t{3}})
+          for (const auto* half : {&mean, &log_variance})
+            out.insert(out.end(), half->begin() + static_cast<std::ptrdiff_t>(pixel),
+                       half->begin() + static_cast<std::ptrdiff_t>(pixel) + 3);
+        INFO(name_of(variance) << " " << name_of(prediction) << " t " << t);
+        CHECK(bound.term(pixels, x_t, out, t).bits == Approx(bits).epsilon(1e-3));
+      }
+    }
+  const SchedulerConfig learned{.variance_type = VarianceType::kLearned};
+  CHECK_THROWS_AS(Bound(Schedule(learned), learned), Error);
 }
 
 TEST_CASE("likelihood: the prior", "[likelihood]") {

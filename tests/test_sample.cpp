@@ -54,15 +54,18 @@ TEST_CASE("sample: suspended and resumed, the same bits", "[sample]") {
     const char* sampler;
     double eta;
     bool classes;
+    double guidance = 1;
   };
   const Case c =
-      GENERATE(Case{"ddpm", 0, false}, Case{"ddim", 0.5, true}, Case{"dpmpp2m", 0, false});
+      GENERATE(Case{"ddpm", 0, false}, Case{"ddim", 0.5, true, 2.5}, Case{"dpmpp2m", 0, false});
   if (c.classes) unet.num_class_embeds = 3;
+  unet.null_class = c.classes;
   save_small_model(tmp / "model", unet, {});
   tools::SampleArgs a = args_for(tmp, "whole.safetensors");
   a.chain.sampler = c.sampler;
   a.chain.eta = c.eta;
   a.chain.steps = 6;
+  a.guidance = c.guidance;
   REQUIRE(tools::run_sample(a) == Status::kOk);
   const std::string whole = get_bytes(a.out);
 
@@ -215,4 +218,39 @@ TEST_CASE("sample: images led back to latents, which give them again", "[sample]
   CHECK(tensor(a.out, "x_T").size() == 2 * 192);
   a.chain.sampler = "ddpm";
   CHECK_THROWS_WITH(tools::run_sample(a), Contains("ddim"));
+}
+
+TEST_CASE("sample: a class, and guidance by it", "[sample]") {
+  const TempFolder tmp;
+  UNetConfig unet = small_unet();
+  save_small_model(tmp / "plain", unet, {});
+  unet.num_class_embeds = 3;
+  save_small_model(tmp / "classes", unet, {});
+  unet.null_class = true;
+  save_small_model(tmp / "guided", unet, {});
+  const auto drawn = [&](const char* model, std::optional<int> label, double guidance) {
+    tools::SampleArgs a = args_for(tmp, "out.safetensors");
+    a.model = tmp / model;
+    a.chain.steps = 2;
+    a.label = label;
+    a.guidance = guidance;
+    try {
+      REQUIRE(tools::run_sample(a) == Status::kOk);
+    } catch (const Error& e) {
+      CHECK(e.status() == Status::kUsage);
+      return std::string(e.what());
+    }
+    return get_bytes(a.out);
+  };
+  CHECK((drawn("guided", 0, 1) != drawn("guided", 1, 1)));
+  CHECK((drawn("guided", 0, 2) != drawn("guided", 0, 1)));
+  CHECK((drawn("guided", 0, 0) == drawn("guided", 1, 0)));  // of no class, whichever is asked for
+  using Catch::Contains;
+  CHECK_THAT(drawn("plain", 0, 1), Contains("--label 0") && Contains("no classes"));
+  CHECK_THAT(drawn("classes", 3, 1), Contains("classes 0 to 2"));
+  CHECK_THAT(drawn("guided", 2, 1), Contains("classes 0 to 1"));
+  CHECK_THAT(drawn("guided", -1, 1), Contains("--label -1"));
+  for (const char* model : {"plain", "classes"})
+    CHECK_THAT(drawn(model, {}, 2), Contains("--guidance 2") && Contains("train.label_dropout") &&
+                                        Contains("num_class_embeds"));
 }

@@ -414,6 +414,63 @@ Network gaussian(const SchedulerConfig& c) {
 
 }  // namespace
 
+TEST_CASE("sampler: a previous mean is the next mean, in every sampler the same x_0", "[sampler]") {
+  SchedulerConfig c{.prediction_type = PredictionType::kPreviousMean};
+  const Schedule s(c);
+  // Without a gap the mean is the output, at t = 0 the image; only the reported x_0 is clipped.
+  for (const int t : {0, 1, 400, 999}) {
+    const SamplerRow row = ddpm_row(s, c, t, t - 1);
+    CHECK(row.x_out == 1);
+    CHECK(row.x_x == 0);
+    CHECK(row.x_x0 == 0);
+    CHECK(row.clip == 1);
+    CHECK((row.x_z > 0) == (t > 0));
+  }
+  // Elsewhere as another prediction of the same x_0: the rows of `sample`, of x_0.
+  SchedulerConfig direct = c;
+  direct.prediction_type = PredictionType::kSample;
+  const double x0 = 0.3, x = -0.7;
+  for (const auto kind : {SamplerKind::kDdpm, SamplerKind::kDdim, SamplerKind::kDpmpp2m}) {
+    const SamplerOptions o{.kind = kind, .steps = 20};
+    const auto a = sampler_rows(s, c, o), b = sampler_rows(s, direct, o);
+    for (size_t i = 0; i < a.size(); ++i) {
+      const auto at = static_cast<size_t>(a[i].t);
+      const auto next = [&](const SamplerRow& r, double out) {
+        return r.x_x * x + r.x_x0 * (r.x0_x * x + r.x0_out * out) + r.x_out * out +
+               r.x_previous * 0.1;
+      };
+      // The factor of x_0 is 1 / 1.3e-4 at t = 999, and a float.
+      CHECK(next(a[i], s.coef1[at] * x0 + s.coef2[at] * x) ==
+            Approx(next(b[i], x0)).epsilon(0).margin(2e-3));
+      CHECK(a[i].x_z == b[i].x_z);
+    }
+  }
+}
+
+TEST_CASE("sampler: learned variances", "[sampler]") {
+  SchedulerConfig c;
+  const Schedule s(c);
+  const auto log_variance = [&](int t, int next, double v) {
+    const SamplerRow row = ddpm_row(s, c, t, next);
+    return 2 * (std::log(row.x_z) + row.z_log + row.z_out * v);
+  };
+  c.variance_type = VarianceType::kLearned;
+  for (const double v : {-9.0, 0.0, 1.5}) CHECK(log_variance(500, 499, v) == Approx(v));
+  c.variance_type = VarianceType::kLearnedRange;
+  for (const int next : {499, 480}) {  // without and with a gap
+    const double ab = s.alpha_bar(500), abp = s.alpha_bar(next), beta = 1 - ab / abp;
+    const double large = std::log(beta), small = std::log(beta * (1 - abp) / (1 - ab));
+    CHECK(log_variance(500, next, 1) == Approx(large).epsilon(1e-6));
+    CHECK(log_variance(500, next, -1) == Approx(small).epsilon(1e-6));
+    CHECK(log_variance(500, next, 0.5) == Approx(0.75 * large + 0.25 * small).epsilon(1e-6));
+  }
+  CHECK(ddpm_row(s, c, 0, -1).x_z == 0);
+  // ddim has a noise of its own.
+  const SamplerRow ddim = ddim_row(s, c, 500, 480, 1);
+  CHECK(ddim.z_out == 0);
+  CHECK(ddim.z_log == 0);
+}
+
 TEST_CASE("sampler: ddim led back, and there again", "[sampler]") {
   SchedulerConfig c;
   c.clip_sample = false;

@@ -47,18 +47,18 @@ struct Chain {
 };
 
 // One row for all.
-SamplerRun run_row(Backend& backend, const Shape& shape, const SamplerRow& row, const Chain& chain,
-                   const std::vector<float>& out, const std::vector<float>& x,
+SamplerRun run_row(Backend& backend, const SamplerDesc& d, const SamplerRow& row,
+                   const Chain& chain, const std::vector<float>& out, const std::vector<float>& x,
                    const std::vector<float>& previous = {}, StepState state = {}) {
   std::vector<SamplerRow> rows(static_cast<size_t>(chain.step) + 1, SamplerRow{.x_x = kNaN});
   rows.back() = row;
   std::vector<ChainSlot> slots;
-  for (int i = 0; i < shape.n; ++i)
+  for (int i = 0; i < d.x.n; ++i)
     slots.push_back({.seed = chain.seed,
                      .image = chain.first_image + static_cast<uint64_t>(i),
                      .rows = static_cast<int32_t>(rows.size())});
   state.step = chain.step;
-  return run_rows(backend, {shape}, rows, slots, state, out, x, previous);
+  return run_rows(backend, d, rows, slots, state, out, x, previous);
 }
 
 std::vector<double> row_noise(const Shape& shape, const SamplerRow& row, const Chain& s) {
@@ -105,6 +105,73 @@ void check_row_timestep(Backend* backend) {
   CHECK_THROWS_AS(backend->sampler_timestep(0, {0}, {1}, {2}, {3}), Error);
 }
 
+// Guided outputs, with a variance and without: theirs + guidance (own - theirs), which at 3 triples
+// their roundings.
+void check_guided(Backend& backend) {
+  for (const bool variance : {false, true})
+    for (const float guidance : {0.0f, 3.0f})
+      for (const Shape& shape : shapes()) {
+        if (shape.count() > 10000) continue;
+        SamplerRow row = kRows[0];
+        row.z_out = 0.5f;
+        CAPTURE(variance, guidance, to_string(shape));
+        const int64_t count = (variance ? 2 : 1) * shape.count();
+        const auto both = test::rounded(backend, test::random_values(2 * count, 1, 1.7f));
+        const auto own = std::vector<double>(both.begin(), both.begin() + count);
+        const auto theirs = std::vector<double>(both.begin() + count, both.end());
+        const auto x = test::random_values(shape.count(), 2, 2);
+        const SamplerRun run = run_row(
+            backend, {.x = shape, .variance = variance, .guidance = guidance}, row, {}, both, x, x);
+        ref::Halves a = variance ? ref::split_output(own, shape.c) : ref::Halves{own, {}};
+        const ref::Halves b =
+            variance ? ref::split_output(theirs, shape.c) : ref::Halves{theirs, {}};
+        std::vector<double> z = row_noise(shape, row, {});
+        for (size_t i = 0; i < a.mean.size(); ++i) {
+          a.mean[i] = b.mean[i] + double{guidance} * (a.mean[i] - b.mean[i]);
+          if (variance) z[i] *= std::exp(0.5 * a.variance[i]);
+        }
+        auto expected_x = to_double(x), expected_previous = to_double(x);
+        ref::sampler_row(row, a.mean, z, expected_x, expected_previous);
+        CHECK(relative_error(run.x, expected_x) < 2e-6);
+        CHECK(relative_error(run.previous, expected_previous) < 2e-6);
+      }
+}
+
+// Variances that are learned: their factor is exp of 0.1 at most times 3, within 2e-7.
+void check_learned(Backend& backend) {
+  std::vector<SamplerRow> rows = kRows;
+  for (SamplerRow& row : rows) {
+    row.z_log = -0.3f;
+    row.z_out = 0.8f;
+  }
+  for (const Shape& shape : shapes())
+    for (const SamplerRow& row : rows) {
+      CAPTURE(to_string(shape), row.t);
+      const Chain chain{.step = 1, .first_image = 77};
+      const auto out = test::rounded(backend, test::random_values(2 * shape.count(), 1, 1.7f));
+      const auto x = test::random_values(shape.count(), 2, 2);
+      const auto previous = test::random_values(shape.count(), 3);
+      const SamplerRun run =
+          run_row(backend, {.x = shape, .variance = true}, row, chain, out, x, previous);
+      const ref::Halves halves = ref::split_output(to_double(out), shape.c);
+      std::vector<double> z = row_noise(shape, row, chain);
+      for (size_t i = 0; i < z.size(); ++i)
+        z[i] *= std::exp(double{row.z_log} + double{row.z_out} * halves.variance[i]);
+      auto expected_x = to_double(x), expected_previous = to_double(previous);
+      ref::sampler_row(row, halves.mean, z, expected_x, expected_previous);
+      CHECK(relative_error(run.x, expected_x) < 1e-6);
+      CHECK(relative_error(run.previous, expected_previous) < 1e-6);
+      CHECK(run.state.nonfinite == 0);
+    }
+  // A variance that is not finite shows in the state where noise is drawn.
+  std::vector<float> out(8, 0.5f);
+  out[6] = kInfinity;
+  const std::vector<float> x(4, 1.0f);
+  for (const SamplerRow& row : rows)
+    CHECK((run_row(backend, {.x = {1, 1, 2, 2}, .variance = true}, row, {}, out, x, x)
+               .state.nonfinite != 0) == (row.x_z != 0));
+}
+
 // Some ten roundings of values near 3, against a result near 1.
 void check_sampler_update(Backend& backend) {
   uint64_t step = 0;
@@ -116,7 +183,7 @@ void check_sampler_update(Backend& backend) {
       const auto x = test::random_values(shape.count(), 2, 2);
       const auto previous =
           row.x_previous != 0 ? test::random_values(shape.count(), 3) : std::vector<float>{};
-      const SamplerRun run = run_row(backend, shape, row, chain, out, x, previous);
+      const SamplerRun run = run_row(backend, {shape}, row, chain, out, x, previous);
       auto expected_x = to_double(x), expected_previous = to_double(previous);
       expected_previous.resize(x.size());
       ref::sampler_row(row, to_double(out), row_noise(shape, row, chain), expected_x,
@@ -215,8 +282,8 @@ void check_sampler_slots(Backend* one, Backend* three) {
       const auto out = test::random_values(shape.count(), 1),
                  x = test::random_values(shape.count(), 2);
       const auto previous = test::random_values(shape.count(), 3);
-      const SamplerRun batch = run_row(*one, shape, row, chain, out, x, previous);
-      const SamplerRun same = run_row(*three, shape, row, chain, out, x, previous);
+      const SamplerRun batch = run_row(*one, {shape}, row, chain, out, x, previous);
+      const SamplerRun same = run_row(*three, {shape}, row, chain, out, x, previous);
       CHECK(batch.x == same.x);
       CHECK(batch.previous == same.previous);
 
@@ -264,7 +331,7 @@ void check_not_finite(Backend* backend) {
                x = test::random_values(shape.count(), 2);
           const auto previous = test::random_values(shape.count(), 3);
           (in_out ? out : x)[at] = bad;
-          const SamplerRun run = run_row(*backend, shape, row, {.step = 2}, out, x, previous);
+          const SamplerRun run = run_row(*backend, {shape}, row, {.step = 2}, out, x, previous);
           CHECK(run.state.nonfinite == kSampleNonFinite);
           CHECK(run.state.bad_step == 2);
           CHECK_FALSE(std::isfinite(run.x[at]));
@@ -325,4 +392,18 @@ TEST_CASE("simt.sampler_update: the networks' shapes", "[sampler_update]") {
       CHECK(written >= 3000);
     }
   });
+}
+
+TEST_CASE("sampler_update: a learned variance scales the noise", "[sampler_update]") {
+  check_learned(*make_cpu_backend({}));
+}
+TEST_CASE("simt.sampler_update: a learned variance scales the noise", "[sampler_update]") {
+  for_simt(check_learned);
+}
+
+TEST_CASE("sampler_update: guided by the output without classes", "[sampler_update]") {
+  check_guided(*make_cpu_backend({}));
+}
+TEST_CASE("simt.sampler_update: guided by the output without classes", "[sampler_update]") {
+  for_simt(check_guided);
 }

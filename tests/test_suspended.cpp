@@ -89,8 +89,9 @@ TEST_CASE("suspended: what is written is read again", "[suspended]") {
   REQUIRE(r.rows.size() == s.rows.size());
   for (size_t i = 0; i < r.rows.size(); ++i) {
     const SamplerRow &a = r.rows[i], &b = s.rows[i];
-    CHECK(std::tie(a.t, a.x0_x, a.x0_out, a.clip, a.x_x, a.x_x0, a.x_out, a.x_previous, a.x_z) ==
-          std::tie(b.t, b.x0_x, b.x0_out, b.clip, b.x_x, b.x_x0, b.x_out, b.x_previous, b.x_z));
+    CHECK(std::tie(a.t, a.x0_x, a.x0_out, a.clip, a.x_x, a.x_x0, a.x_out, a.x_previous, a.x_z,
+                   a.z_log, a.z_out) == std::tie(b.t, b.x0_x, b.x0_out, b.clip, b.x_x, b.x_x0,
+                                                 b.x_out, b.x_previous, b.x_z, b.z_log, b.z_out));
   }
 }
 

@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <filesystem>
+#include <limits>
 
 #include "engine/shapes.h"
 #include "model/pipeline.h"
@@ -169,6 +170,94 @@ TEST_CASE("trainer: saved and resumed at every step of an epoch it is the unbrok
     second->set_state(state);
     steps(*second, 7 - at);
     CHECK(contents(*second) == contents(*unbroken));
+  }
+}
+
+namespace {
+
+// Of few timesteps, so that their losses are soon known.
+std::unique_ptr<Trainer> make_by_loss(Backend& backend, bool poison = false) {
+  TrainerOptions o = small_options(poison);
+  o.objective = {LossKind::kKl, Timesteps::kLossSecondMoment};
+  auto trainer =
+      std::make_unique<Trainer>(backend, small_unet(), SchedulerConfig{.num_train_timesteps = 4}, o,
+                                make_shapes(13, {1, 8, 8, 3}));
+  trainer->initialize(42);
+  return trainer;
+}
+
+}  // namespace
+
+TEST_CASE("trainer: timesteps by their losses, saved and resumed, are the unbroken run",
+          "[trainer]") {
+  const test::TempFolder tmp;
+  auto backend = make_cpu_backend({});
+  auto unbroken = make_by_loss(*backend), poisoned = make_by_loss(*backend, true);
+  constexpr int kSteps = 24;
+  steps(*poisoned, kSteps);
+  for (const int at : {0, 3, 20}) {
+    steps(*unbroken, at - static_cast<int>(unbroken->state().step));
+    const std::string folder = tmp / "step";
+    Manifest m{.step = static_cast<uint64_t>(at), .seed = 42, .batch_size = 5};
+    m.loss_history = unbroken->loss_history();
+    REQUIRE(m.loss_history.size() == 4 * kLossHistoryRow);
+    save_checkpoint(folder, small_unet(), {}, unbroken->store(), m);
+    auto second = make_by_loss(*backend);
+    steps(*second, 2);
+    m = load_checkpoint(folder, second->store());
+    CHECK(m.loss_history == unbroken->loss_history());
+    second->weights_changed();
+    second->set_loss_history(m.loss_history);
+    second->set_state({.seed = m.seed, .step = m.step});
+    steps(*second, kSteps - at);
+    CHECK(contents(*second) == contents(*poisoned));
+    CHECK(second->loss_history() == poisoned->loss_history());
+  }
+  // By then all are known: the least count is that of losses kept.
+  const std::vector<float> history = unbroken->loss_history();
+  for (size_t t = 0; t < 4; ++t) CHECK(history[t * kLossHistoryRow + kLossHistory] >= kLossHistory);
+  // Another number of timesteps, a file that is none, and a run that draws uniformly.
+  CHECK_THROWS_AS(unbroken->set_loss_history(std::vector<float>(5 * kLossHistoryRow)), Error);
+  CHECK(make(*backend)->loss_history().empty());
+  for (const float bad : {-1.0f, 20.0f, 2.5f, std::numeric_limits<float>::quiet_NaN()}) {
+    Manifest m{.step = 1, .seed = 42, .batch_size = 5};
+    m.loss_history = history;
+    m.loss_history[kLossHistory] = bad;
+    save_checkpoint(tmp / "bad", small_unet(), {}, unbroken->store(), m);
+    CHECK_THROWS_WITH(load_checkpoint(tmp / "bad", unbroken->store()),
+                      Catch::Contains("loss_history"));
+  }
+}
+
+TEST_CASE("trainer: every loss falls", "[trainer]") {
+  auto backend = make_cpu_backend({});
+  using P = PredictionType;
+  using V = VarianceType;
+  struct Kind {
+    P prediction;
+    V variance;
+    LossKind loss;
+  };
+  for (const Kind& k : {Kind{P::kEpsilon, V::kFixedLarge, LossKind::kKl},
+                        Kind{P::kSample, V::kLearnedRange, LossKind::kHybrid},
+                        Kind{P::kVPrediction, V::kLearnedRange, LossKind::kKl},
+                        Kind{P::kPreviousMean, V::kLearned, LossKind::kKl},
+                        Kind{P::kPreviousMean, V::kFixedSmall, LossKind::kSimple}}) {
+    UNetConfig u = small_unet();
+    if (is_learned(k.variance)) u.out_channels = 6;
+    TrainerOptions o = small_options();
+    o.objective.loss = k.loss;
+    Trainer trainer(*backend, u, {.prediction_type = k.prediction, .variance_type = k.variance}, o,
+                    make_shapes(13, {1, 8, 8, 3}));
+    trainer.initialize(42);
+    steps(trainer, 20);
+    const double early = trainer.state().loss_sum;
+    steps(trainer, 60);
+    const double before = trainer.state().loss_sum;
+    steps(trainer, 20);
+    INFO(name_of(k.prediction) << " " << name_of(k.variance));
+    CHECK(trainer.state().nonfinite == 0);
+    CHECK(trainer.state().loss_sum - before < 0.9 * early);
   }
 }
 

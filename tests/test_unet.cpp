@@ -46,8 +46,7 @@ struct Training {
     batch.timestep = g.persistent({1, 1, 1, n}, DType::kI32, "timestep");
     if (golden.unet.num_class_embeds)
       batch.class_labels = g.persistent({1, 1, 1, n}, DType::kI32, "class_labels");
-    add_objective(g, golden.unet, golden.scheduler.prediction_type, Schedule(golden.scheduler),
-                  batch);
+    add_objective(g, golden.unet, golden.scheduler, {}, batch);
     if (adam != nullptr) add_optimizer(g, *adam);
     store = std::make_unique<ParamStore>(
         backend, g.params(),

@@ -48,13 +48,14 @@ std::unique_ptr<Trainer> make_trainer(const Model& m, const BenchArgs& args, Bac
   TrainerOptions o;
   o.batch_size = args.batch_size;
   o.flip = m.train.flip;
+  o.objective.loss = usual_loss(m.scheduler.variance_type);
   o.adam.learning_rate = static_cast<float>(m.train.learning_rate);
   o.adam.warmup_steps = m.train.warmup_steps;
   o.activate_zero_layers = true;
   const Shape image{1, m.unet.sample_height, m.unet.sample_width, m.unet.in_channels};
   Dataset data = make_shapes(std::max(args.batch_size, 64), image);
   data.labels.resize(static_cast<size_t>(data.count));
-  for (int32_t& label : data.labels) label %= m.unet.num_class_embeds.value_or(1);
+  for (int32_t& label : data.labels) label %= std::max(m.unet.classes(), 1);
   auto trainer = std::make_unique<Trainer>(backend, m.unet, m.scheduler, o, std::move(data));
   trainer->initialize(0);
   return trainer;

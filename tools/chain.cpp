@@ -15,15 +15,15 @@ SamplerOptions sampler_options(const ChainArgs& args, SamplerKind usual) {
   return o;
 }
 
-Chain make_chain(Backend& backend, const Pipeline& p, std::vector<SamplerRow> rows,
-                 int batch_size) {
+Chain make_chain(Backend& backend, const Pipeline& p, std::vector<SamplerRow> rows, int batch_size,
+                 float guidance) {
   Chain chain;
-  chain.generator =
-      std::make_unique<Generator>(backend, p.unet, p.scheduler.num_train_timesteps, std::move(rows),
-                                  batch_size, [&](const Params& params) {
-                                    chain.store = load_store(backend, p, params);
-                                    return chain.store->arenas();
-                                  });
+  const auto weights = [&](const Params& params) {
+    chain.store = load_store(backend, p, params);
+    return chain.store->arenas();
+  };
+  chain.generator = std::make_unique<Generator>(backend, p.unet, p.scheduler.num_train_timesteps,
+                                                std::move(rows), batch_size, weights, guidance);
   chain.generator->weights_final();
   return chain;
 }

@@ -29,7 +29,8 @@ struct Chain {
   size_t bytes() const { return store->bytes() + generator->bytes(); }
 };
 
-// With the weights in place.
-Chain make_chain(Backend&, const Pipeline&, std::vector<SamplerRow> rows, int batch_size);
+// With the weights in place. guidance: as Generator's.
+Chain make_chain(Backend&, const Pipeline&, std::vector<SamplerRow> rows, int batch_size,
+                 float guidance = 1);
 
 }  // namespace ddpm::tools

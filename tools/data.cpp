@@ -134,9 +134,10 @@ void require_labels(const std::string& spec, const Dataset& data, const UNetConf
     fail(Status::kConfig, "%s has no labels, which a model with num_class_embeds needs",
          spec.c_str());
   for (int32_t label : data.labels)
-    if (label >= *unet.num_class_embeds)
-      fail(Status::kConfig, "%s has label %d; the model has num_class_embeds %d", spec.c_str(),
-           label, *unet.num_class_embeds);
+    if (label >= unet.classes())
+      fail(Status::kConfig, "%s has label %d; the model has num_class_embeds %d%s", spec.c_str(),
+           label, *unet.num_class_embeds,
+           unet.null_class ? ", of which the last stands for no class" : "");
 }
 
 bool has_test_split(const std::string& spec) {

@@ -51,6 +51,10 @@ void add_train(CLI::App& program, TrainArgs& args, Status& status) {
          "on or off: horizontal flips")
       ->check(CLI::IsMember({"on", "off"}));
   add_setting(app, args, "--dropout", "train.dropout", "probability of dropping an activation");
+  add_setting(app, args, "--loss", "train.loss",
+              "simple (default), kl (the bound) or hybrid (both, for a learned_range)");
+  add_setting(app, args, "--label-dropout", "train.label_dropout",
+              "probability of dropping an image's class, for sampling with --guidance; default 0");
   add_device_flags(app, args.device);
   app->add_option("--gpus", args.gpus, "ranks on so many GPUs of this machine")
       ->check(CLI::Range(1, 1024))
@@ -121,6 +125,11 @@ void add_sample(CLI::App& program, SampleArgs& args, Status& status) {
       ->required();
   app->add_option("--num", args.num, "images")->capture_default_str();
   app->add_option("--first", args.first, "number of the first image")->capture_default_str();
+  app->add_option("--label", args.label, "class of all images; default image number mod classes");
+  app->add_option("--guidance", args.guidance,
+                  "how much the class counts: 0 not at all, 1 as learned, more beyond that")
+      ->check(CLI::Range(0.0, 1000.0))
+      ->capture_default_str();
   app->add_option("--batch-size", args.batch_size, "default min(num, 64)")
       ->check(CLI::Range(1, 1 << 20));
   add_chain_flags(app, args.chain);
@@ -151,8 +160,8 @@ void add_sample(CLI::App& program, SampleArgs& args, Status& status) {
       app->add_option("--resume", args.resume, "go on with what --suspend wrote, to the same bits");
   for (CLI::Option* of_chain : app->get_options())
     for (const char* name :
-         {"--num", "--first", "--batch-size", "--sampler", "--steps", "--spacing", "--timesteps",
-          "--eta", "--clip", "--seed", "--init", "--from", "--invert"})
+         {"--num", "--first", "--label", "--guidance", "--batch-size", "--sampler", "--steps",
+          "--spacing", "--timesteps", "--eta", "--clip", "--seed", "--init", "--from", "--invert"})
       if (of_chain->check_name(name)) resume->excludes(of_chain);
   app->add_flag("--batch-invariant", args.device.batch_invariant,
                 "the same bits for an image whatever the batch size");

@@ -191,7 +191,7 @@ Status run_eval(const EvalArgs& args) {
                  .threads = args.device.threads > 0
                                 ? args.device.threads
                                 : static_cast<int>(std::thread::hardware_concurrency())};
-  const Bound bound(Schedule(p.scheduler), p.scheduler);
+  const Bound bound(Schedule(p.scheduler), p.scheduler, p.unet.in_channels);
   EvalProgress state{{}, {}, BoundSums(bound.timesteps())};
   if (!args.out.empty()) {
     state.of = evaluation_of(p, data, o);

@@ -90,6 +90,7 @@ void run_info(const InfoArgs& args) {
   const std::unique_ptr<Backend> backend = open_backend({});
   TrainerOptions options;
   options.batch_size = batch;
+  options.objective.loss = usual_loss(scheduler.variance_type);
   const TrainingGraph training = build_training_graph(*backend, unet, scheduler, options, 1);
   const SamplingGraph sampling =
       build_sampling_graph(*backend, unet, scheduler.num_train_timesteps, batch, 1);
@@ -99,6 +100,8 @@ void run_info(const InfoArgs& args) {
   std::printf("schedule  %s, T %d, predicts %s, variance %s\n",
               name_of(scheduler.beta_schedule).c_str(), scheduler.num_train_timesteps,
               name_of(scheduler.prediction_type).c_str(), name_of(scheduler.variance_type).c_str());
+  if (unet.classes() > 0)
+    std::printf("classes   %d%s\n", unet.classes(), unet.null_class ? ", or none: guided" : "");
   std::printf("params    %s in %zu tensors\n", grouped(params.count()).c_str(),
               checkpoint_tensors(params).size());
   std::printf("batch     %d\n", batch);

@@ -117,7 +117,7 @@ void probe_gradient(const ProbeArgs& args, const Pipeline& p, Backend& backend) 
                       .noise = persistent_batch(g, u, n, "noise")};
   if (u.num_class_embeds)
     batch.class_labels = g.persistent({1, 1, 1, n}, DType::kI32, "class_labels");
-  add_objective(g, u, p.scheduler.prediction_type, Schedule(p.scheduler), batch);
+  add_objective(g, u, p.scheduler, {.loss = usual_loss(p.scheduler.variance_type)}, batch);
   ParamStore store(backend, g.params(), {Arena::kWeights, Arena::kGradients});
   load_weights(SafetensorsReader(p.weights), store, Arena::kWeights);
   Executor executor(std::move(g), store.arenas());

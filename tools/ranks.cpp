@@ -130,6 +130,11 @@ Parts parts_of(const TrainConfig& train, Communicator& ranks) {
            batch, size, train.accumulate);
     parts.total = size * train.accumulate;
   }
+  if (parts.split() && train.timesteps == Timesteps::kLossSecondMoment)
+    fail(Status::kUsage,
+         "train.timesteps loss_second_moment keeps the losses of a step as one batch, and %d ranks "
+         "share it: use one process, or train.timesteps uniform",
+         size);
   parts.own = parts.total / size;
   return parts;
 }

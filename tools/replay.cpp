@@ -26,6 +26,7 @@ void run_replay(const ReplayArgs& args) {
       make_trainer(*backend, config, load_run_data(config), parts_of(config.train, *alone));
   const Manifest m = load_checkpoint(folder, trainer->store(), NonFiniteValues::kAllowed);
   trainer->weights_changed();
+  trainer->set_loss_history(m.loss_history);
   StepState state;
   state.seed = m.seed;
   state.step = m.step;

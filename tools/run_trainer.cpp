@@ -39,6 +39,8 @@ std::unique_ptr<Trainer> make_trainer(Backend& backend, const RunConfig& config,
   options.batch_size = config.train.batch_size;
   options.parts = parts;
   options.flip = config.train.flip;
+  options.label_dropout = config.train.label_dropout;
+  options.objective = {config.train.loss, config.train.timesteps};
   options.adam = adam_desc(config.train);
   return std::make_unique<Trainer>(backend, config.unet, config.scheduler, options,
                                    std::move(data));

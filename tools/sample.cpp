@@ -30,6 +30,28 @@ void write_images(const SampleArgs& args, const Sampling& job, const Shape& s) {
                      static_cast<int64_t>(job.first));
 }
 
+// Classes of images first, ... and how they guide their chains.
+void choose_classes(const SampleArgs& args, const UNetConfig& u, Sampling& job) {
+  const int classes = u.classes();
+  if (args.label && (*args.label < 0 || *args.label >= classes)) {
+    if (classes == 0)
+      fail(Status::kUsage,
+           "--label %d: the model has no classes; train one with unet.num_class_embeds",
+           *args.label);
+    fail(Status::kUsage, "--label %d: the model has classes 0 to %d", *args.label, classes - 1);
+  }
+  if (args.guidance != 1 && !u.null_class)
+    fail(Status::kUsage,
+         "--guidance %g: the model %s; train one with train.label_dropout, 0.1 say, and "
+         "unet.num_class_embeds = classes + 1",
+         args.guidance,
+         classes == 0 ? "has no classes" : "was not trained without its classes too");
+  job.guidance = static_cast<float>(args.guidance);
+  for (uint64_t i = 0; classes > 0 && i < static_cast<uint64_t>(job.num); ++i)
+    job.labels.push_back(args.label.value_or(
+        static_cast<int32_t>((job.first + i) % static_cast<uint64_t>(classes))));
+}
+
 // What the command line asks for, but for the model's hash. `images`: those of --from, which have
 // no noise yet.
 Sampling new_job(const SampleArgs& args, const Pipeline& p, const Shape& image,
@@ -69,9 +91,7 @@ Sampling new_job(const SampleArgs& args, const Pipeline& p, const Shape& image,
   }
   job.batch_size =
       args.batch_size > 0 ? args.batch_size : static_cast<int>(std::min<int64_t>(job.num, 64));
-  if (const auto classes = p.unet.num_class_embeds)
-    for (uint64_t i = 0; i < static_cast<uint64_t>(job.num); ++i)
-      job.labels.push_back(static_cast<int32_t>((job.first + i) % static_cast<uint64_t>(*classes)));
+  choose_classes(args, p.unet, job);
   return job;
 }
 
@@ -183,11 +203,13 @@ void print_header(const Backend& backend, const Pipeline& p, const Sampling& job
   const Shape& image = chain.generator->shape();
   std::fprintf(stderr,
                "device   %s\nmodel    %s, %s parameters\nsampling %lld image%s %dx%dx%d, %s, "
-               "%d steps, batch %d, %s\n",
+               "%d steps, batch %d%s, %s\n",
                backend.description().c_str(), p.folder.c_str(),
                grouped(chain.store->params().count()).c_str(), static_cast<long long>(job.num),
                job.num == 1 ? "" : "s", image.h, image.w, image.c, job.sampler.c_str(),
-               chain.generator->steps(), job.batch_size, bytes_text(chain.bytes()).c_str());
+               chain.generator->steps(), job.batch_size,
+               job.guidance != 1 ? format(", guided by %g", double{job.guidance}).c_str() : "",
+               bytes_text(chain.bytes()).c_str());
   if (job.images_done > 0 || job.steps_done > 0)
     std::fprintf(stderr, "resumed  after %lld images and %d steps of the next batch\n",
                  static_cast<long long>(job.images_done), job.steps_done);
@@ -213,7 +235,7 @@ Status run_sample(const SampleArgs& args) {
   }
 
   const std::unique_ptr<Backend> backend = open_backend(args.device);
-  const Chain chain = make_chain(*backend, p, job.rows, job.batch_size);
+  const Chain chain = make_chain(*backend, p, job.rows, job.batch_size, job.guidance);
   print_header(*backend, p, job, chain);
   Sampler sampler(*chain.generator, job, image);
   if (!images.empty()) sampler.noise_images(images, Schedule(p.scheduler));

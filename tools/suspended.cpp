@@ -1,6 +1,7 @@
 #include "tools/suspended.h"
 
 #include <array>
+#include <bit>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -13,13 +14,14 @@
 namespace ddpm::tools {
 namespace {
 
-constexpr const char* kFormat = "ddpm suspended sampling 1";
+constexpr const char* kFormat = "ddpm suspended sampling 2";
 using Metadata = std::map<std::string, std::string>;
 
 // The floats of a row, in the order they are written.
-std::array<float SamplerRow::*, 8> row_fields() {
-  return {&SamplerRow::x0_x, &SamplerRow::x0_out, &SamplerRow::clip,       &SamplerRow::x_x,
-          &SamplerRow::x_x0, &SamplerRow::x_out,  &SamplerRow::x_previous, &SamplerRow::x_z};
+std::array<float SamplerRow::*, 10> row_fields() {
+  return {&SamplerRow::x0_x,  &SamplerRow::x0_out, &SamplerRow::clip,       &SamplerRow::x_x,
+          &SamplerRow::x_x0,  &SamplerRow::x_out,  &SamplerRow::x_previous, &SamplerRow::x_z,
+          &SamplerRow::z_log, &SamplerRow::z_out};
 }
 
 std::string checksum_of(const Metadata& metadata, const Metadata& tensor_hashes) {
@@ -165,6 +167,7 @@ void write_sampling(const std::string& path, const Sampling& s, const Shape& ima
                       {"first", text(s.first)},
                       {"num", text(s.num)},
                       {"batch_size", text(s.batch_size)},
+                      {"guidance_bits", text(std::bit_cast<uint32_t>(s.guidance))},
                       {"row_count", text(s.rows.size())},
                       {"images_done", text(s.images_done)},
                       {"steps_done", text(s.steps_done)},
@@ -189,6 +192,10 @@ Sampling read_sampling(const std::string& path, const Pipeline& p) {
   s.first = file.number("first", 0, std::numeric_limits<uint64_t>::max());
   s.num = static_cast<int64_t>(file.number("num", 1, kMost));
   s.batch_size = static_cast<int>(file.number("batch_size", 1, 1 << 20));
+  s.guidance = std::bit_cast<float>(
+      static_cast<uint32_t>(file.number("guidance_bits", 0, std::numeric_limits<uint32_t>::max())));
+  if (!std::isfinite(s.guidance) || (s.guidance != 1 && !u.null_class))
+    file.damaged("has a guidance that its model cannot have");
   const size_t rows = file.number("row_count", 1, kMostRows);
   s.rows = file.rows(rows, p.scheduler.num_train_timesteps);
   s.images_done =

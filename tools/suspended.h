@@ -22,6 +22,7 @@ struct Sampling {
   std::string sampler{};  // in words
   std::vector<SamplerRow> rows{};
   std::vector<int32_t> labels{};  // (num) of a model with classes
+  float guidance = 1;             // not 1 only where the model has a null_class
   std::string model{};            // model_hash()
   std::string numerics{};         // Backend::numerics(), for the bits
 

@@ -183,6 +183,7 @@ void Run::load(const std::string& start) {
   } else {
     const Manifest m = load_checkpoint(start, trainer_->store());
     trainer_->weights_changed();
+    trainer_->set_loss_history(m.loss_history);
     first_step_ = m.step;
     if (m.numerics != backend_.numerics() || !backend_.plans_kept())
       std::fprintf(stderr, "note: this run began as \"%s\" and goes on as \"%s\": not bit-exact\n",
@@ -363,6 +364,7 @@ Manifest Run::manifest(uint64_t step) const {
   m.batch_size = train().batch_size;
   m.numerics = backend_.numerics();
   m.plans = backend_.plans();
+  m.loss_history = trainer_->loss_history();
   return m;
 }
 

@@ -35,4 +35,16 @@ Tensor noise_loss(Graph& g, Tensor prediction, Tensor noise, int step_images) {
   return per_image;
 }
 
+// loss = sum over images of weight sample_loss / step_images; dprediction: kernels/diffusion_loss.h
+Tensor diffusion_loss(Graph& g, const DiffusionLossDesc& d, Tensor prediction,
+                      const LossInputs& in) {
+  const Graph::Scope scope(g, "loss");
+  const Tensor per_image = g.tensor({1, 1, 1, d.x.n});
+  const Tensor gradient = g.activation(g.shape(prediction));
+  g.add(g.backend().diffusion_loss(d, prediction, in.target, in.x0, in.timestep, in.factors,
+                                   in.weight, per_image, gradient, g.state()));
+  g.set_grad(prediction, gradient);
+  return per_image;
+}
+
 }  // namespace ddpm::ops

@@ -47,6 +47,16 @@ Tensor cast(Graph& g, Tensor x, DType type) {
   return y;
 }
 
+// All of x as one pixel, concatenated with itself.
+Tensor twice(Graph& g, Tensor x) {
+  const Shape s = g.shape(x);
+  DDPM_CHECK(s.count() < int64_t{1} << 30, "%s twice", to_string(s).c_str());
+  const Tensor y = g.activation({2 * s.n, s.h, s.w, s.c});
+  const int count = static_cast<int>(s.count());
+  g.add(g.backend().concat({1, 1, 1, count}, count, x, x, y));
+  return y;
+}
+
 void describe_input(Graph& g, const View& v, ConvDesc& d, ConvSlots& slots) {
   d.x = g.shape(v.x);
   d.c2 = v.x2 ? g.shape(v.x2).c : 0;

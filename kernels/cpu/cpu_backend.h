@@ -95,6 +95,11 @@ class CpuBackend final : public Backend {
   std::optional<Call> noise_loss(const Shape&, int, In, Out, Out, Out) override {
     return std::nullopt;
   }
+  Call diffusion_loss(const DiffusionLossDesc&, In prediction, In target, In x0, In t, In factors,
+                      In weight, Out sample_loss, Out d_prediction, Out state) override;
+  Call draw_timesteps_by_loss(int n, int timesteps, In history, In state, Out t,
+                              Out weight) override;
+  Call loss_history(int n, int timesteps, In t, In sample_loss, In state, Out history) override;
   Call end_part(int part, int next_first_image, Out losses, Out state) override;
   Call sum_losses(int parts, In losses, Out state) override;
   Call loss_histogram(int n, int timesteps, int buckets, In t, In sample_loss, In state,

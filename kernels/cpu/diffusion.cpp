@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 
 #include "kernels/cpu/cpu_backend.h"
@@ -12,6 +13,23 @@
 #include <hwy/foreach_target.h>
 
 #include "kernels/cpu/philox-inl.h"
+
+#ifndef DDPM_KERNELS_CPU_IMAGE_OUTPUT
+#define DDPM_KERNELS_CPU_IMAGE_OUTPUT
+namespace ddpm::cpu {
+
+// What the network put out for an image: out, and `other` without its class where that guides it.
+struct ImageOutput {
+  const float* out;
+  const float* other;  // or null
+  float guidance;
+  int c;  // channels of the image where the output has twice as many, else 0
+
+  bool plain() const { return other == nullptr && c == 0; }
+};
+
+}  // namespace ddpm::cpu
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace ddpm::cpu::HWY_NAMESPACE {
@@ -52,16 +70,29 @@ bool row_loop(const SamplerRow& row, const float* out, const float* z, float* x,
   return hn::AllTrue(d, finite);
 }
 
-// row_loop on `count` elements from block `first` of an image on, drawing z as it goes.
-bool update_loop(const SamplerRow& row, const RandomStream& stream, int64_t first, int64_t count,
-                 const float* out, float* x, float* previous) {
+// Elements begin, ..., guided, into `mean`; and z times what the second half says.
+void read_output(const SamplerRow& row, const ImageOutput& o, int64_t begin, int64_t count,
+                 float* mean, float* z) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t at = o.c > 0 ? begin + i + (begin + i) / o.c * o.c : begin + i;
+    mean[i] = o.out[at];
+    if (o.other != nullptr) mean[i] = o.other[at] + o.guidance * (o.out[at] - o.other[at]);
+    if (o.c > 0 && row.x_z != 0) z[i] *= std::exp(row.z_log + row.z_out * o.out[at + o.c]);
+  }
+}
+
+// row_loop on `count` elements from `begin`, a multiple of 4, of an image on, drawing z as it goes.
+// All pointers are the image's.
+bool update_loop(const SamplerRow& row, const RandomStream& stream, int64_t begin, int64_t count,
+                 const ImageOutput& out, float* x, float* previous) {
   constexpr int64_t kPart = 1024;
-  HWY_ALIGN float z[kPart];
+  HWY_ALIGN float z[kPart], mean[kPart];
   bool finite = true;
-  for (int64_t i = 0; i < count; i += kPart) {
-    const int64_t part = std::min(kPart, count - i);
-    if (row.x_z != 0) normals(stream, static_cast<uint32_t>(first + i / 4), part, z);
-    finite &= row_loop(row, out + i, z, x + i, previous + i, part);
+  for (int64_t i = begin; i < begin + count; i += kPart) {
+    const int64_t part = std::min(kPart, begin + count - i);
+    if (row.x_z != 0) normals(stream, static_cast<uint32_t>(i / 4), part, z);
+    if (!out.plain()) read_output(row, out, i, part, mean, z);
+    finite &= row_loop(row, out.plain() ? out.out + i : mean, z, x + i, previous + i, part);
   }
   return finite;
 }
@@ -144,7 +175,10 @@ Call CpuBackend::gather_images(const GatherDesc& d, In images, In labels, In sta
                                   .step = static_cast<uint32_t>(s.step)};
         decode_image(r.in<uint8_t>(images) + index * size, values, d.batch,
                      d.flip && (stream.block(0)[0] & 1) != 0, r.out<float>(x0) + i * size);
-        if (labels) r.out<int32_t>(batch_labels)[i] = r.in<int32_t>(labels)[index];
+        if (!labels) continue;
+        RandomStream own = stream;
+        own.purpose = Purpose::kLabel;
+        r.out<int32_t>(batch_labels)[i] = d.label(r.in<int32_t>(labels)[index], own.block(0)[0]);
       }
     });
   };
@@ -202,10 +236,13 @@ Call CpuBackend::sampler_update(const SamplerDesc& d, In rows, In slots, In out,
                                         .purpose = Purpose::kSampleNoise,
                                         .sample = slot.image,
                                         .step = static_cast<uint32_t>(row.t)};
-              const int64_t at = i * size + 4 * begin;
+              const int64_t stride = d.variance ? 2 * size : size;
+              const float* const own = r.in<float>(out) + i * stride;
+              const ImageOutput output{own, d.guided() ? own + d.x.n * stride : nullptr, d.guidance,
+                                       d.variance ? d.x.c : 0};
               if (!HWY_DYNAMIC_DISPATCH(update_loop)(
-                      row, stream, begin, std::min(4 * end, size) - 4 * begin,
-                      r.in<float>(out) + at, r.out<float>(x) + at, r.out<float>(previous) + at))
+                      row, stream, 4 * begin, std::min(4 * end, size) - 4 * begin, output,
+                      r.out<float>(x) + i * size, r.out<float>(previous) + i * size))
                 finite.store(false, std::memory_order_relaxed);
             });
             if (d.watch && !finite.load()) set_nonfinite(s, kSampleNonFinite);

@@ -65,6 +65,12 @@ __device__ __forceinline__ void load_pixels(const Global<const uint8_t>& image, 
   }
 }
 
+// The label that the slot's image is trained with.
+__device__ int32_t slot_label(const GatherDesc& d, const StepState& s, int slot,
+                              const Global<const int32_t>& labels, int64_t image) {
+  return d.label(labels[image], training_stream(s, Purpose::kLabel, slot).block(0)[0]);
+}
+
 __global__ void gather_images_kernel(GatherDesc d, int size, int parts,
                                      Global<const uint8_t> images, Global<const int32_t> labels,
                                      Global<const StepState> state, Global<float> x0,
@@ -74,9 +80,11 @@ __global__ void gather_images_kernel(GatherDesc d, int size, int parts,
   const int slot = static_cast<int>(blockIdx.x) / parts;
   const int part = static_cast<int>(blockIdx.x) % parts;
   if (threadIdx.x == 0) {
-    const Slot f = find_slot(d, state[0], slot);
+    const StepState s = state[0];
+    const Slot f = find_slot(d, s, slot);
     found[0] = f;
-    if (part == 0 && labels != nullptr) batch_labels[slot] = labels[f.image];
+    if (part == 0 && labels != nullptr)
+      batch_labels[slot] = slot_label(d, s, slot, labels, f.image);
   }
   block_sync();
   const ImageRun run = image_run(size, slot, part);
@@ -130,7 +138,7 @@ __global__ void noisy_batch_kernel(NoisyBatchDesc d, int size, int parts,
     found[0] = f;
     if (first == 0) {
       t[slot] = f.t;
-      if (labels != nullptr) batch_labels[slot] = labels[f.image];
+      if (labels != nullptr) batch_labels[slot] = slot_label(d.gather, s, slot, labels, f.image);
     }
   }
   const RandomStream stream = training_stream(s, Purpose::kNoise, slot);
@@ -181,11 +189,33 @@ __device__ __forceinline__ float sample_row(const SamplerRow& row, float out, fl
   return fmaf(row.x_z, z, sum);
 }
 
-// bad[block], where it is wanted: how many threads of it met a value that is not finite.
+// The run of the network's output, guided and without its second half.
 template <typename T>
-__global__ void sampler_update_kernel(int size, int parts, Global<const SamplerRow> rows,
-                                      Global<const ChainSlot> slots, Global<const T> out,
-                                      Global<float> x, Global<float> previous,
+__device__ __forceinline__ void load_output(const SamplerDesc& d, int size,
+                                            const Global<const T>& out, const ImageRun& run,
+                                            float (&o)[kRun]) {
+  const auto load = [&](const ImageRun& from, float(&v)[kRun]) {
+    if (d.variance)
+      load_half<T>(out, from, d.x.c, 0, v);
+    else
+      load_run<T>(out, from, v);
+  };
+  load(run, o);
+  if (!d.guided()) return;
+  ImageRun other = run;
+  other.offset += int64_t{d.x.n} * size;
+  float u[kRun];
+  load(other, u);
+#pragma unroll
+  for (int j = 0; j < kRun; ++j) o[j] = fmaf(d.guidance, o[j] - u[j], u[j]);
+}
+
+// bad[block], where it is wanted: how many threads of it met a value that is not finite. Plain: the
+// output is (N,H,W,C).
+template <typename T, bool Plain>
+__global__ void sampler_update_kernel(SamplerDesc d, int size, int parts,
+                                      Global<const SamplerRow> rows, Global<const ChainSlot> slots,
+                                      Global<const T> out, Global<float> x, Global<float> previous,
                                       Global<const StepState> state, Global<int32_t> bad) {
   SharedMemory shared;
   const Smem<int> scratch = shared.take<int>(static_cast<int>(blockDim.x) / 32);
@@ -198,7 +228,10 @@ __global__ void sampler_update_kernel(int size, int parts, Global<const SamplerR
   if (run.count > 0 && index >= 0) {
     const SamplerRow row = rows[index];
     float o[kRun], v[kRun], p[kRun] = {}, z[kRun] = {}, x0[kRun];
-    load_run<T>(out, run, o);
+    if constexpr (Plain)
+      load_run<T>(out, run, o);
+    else
+      load_output<T>(d, size, out, run, o);
     load_run<float>(x, run, v);
     // Before its first use `previous` is undefined: it must not be read then.
     if (row.x_previous != 0) load_run<float>(previous, run, p);
@@ -208,6 +241,12 @@ __global__ void sampler_update_kernel(int size, int parts, Global<const SamplerR
                     .sample = slot.image,
                     .step = static_cast<uint32_t>(row.t)},
                    run.begin, z);
+    if (!Plain && d.variance && row.x_z != 0) {
+      float log_variance[kRun];
+      load_half<T>(out, run, d.x.c, 1, log_variance);
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) z[j] *= expf(fmaf(row.z_out, log_variance[j], row.z_log));
+    }
 #pragma unroll
     for (int j = 0; j < kRun; ++j) {
       v[j] = sample_row(row, o[j], v[j], p[j], z[j], x0[j]);
@@ -346,22 +385,28 @@ Call CudaBackend::sampler_update(const SamplerDesc& d, In rows, In slots, In out
                          .shared = shared_bytes<int>(kBlock / 32)};
   constexpr unsigned kLast = 256;
   return dispatch(type_, [&]<typename T>(T) -> Call {
-    return {"sampler_update",
-            {rows, slots, out},
-            {x, previous, state},
-            d.watch ? sizeof(int32_t) * static_cast<size_t>(blocks) : 0,
-            [=](const Run& r) {
-              auto* bad = d.watch ? static_cast<int32_t*>(r.workspace) : nullptr;
-              auto* s = r.out<StepState>(state);
-              launch<sampler_update_kernel<T>>(grid, r.stream, image_size(d.x), parts,
-                                               r.in<SamplerRow>(rows), r.in<ChainSlot>(slots),
-                                               r.in<T>(out), r.out<float>(x),
-                                               r.out<float>(previous), s, bad);
-              if (!d.watch) return;
-              launch<note_bad_samples_kernel>(
-                  {.block = kLast, .shared = shared_bytes<int>(kLast / 32)}, r.stream, blocks, bad,
-                  s);
-            }};
+    return {
+        "sampler_update",
+        {rows, slots, out},
+        {x, previous, state},
+        d.watch ? sizeof(int32_t) * static_cast<size_t>(blocks) : 0,
+        [=](const Run& r) {
+          auto* bad = d.watch ? static_cast<int32_t*>(r.workspace) : nullptr;
+          auto* s = r.out<StepState>(state);
+          const auto update = [&]<bool Plain>() {
+            launch<sampler_update_kernel<T, Plain>>(grid, r.stream, d, image_size(d.x), parts,
+                                                    r.in<SamplerRow>(rows), r.in<ChainSlot>(slots),
+                                                    r.in<T>(out), r.out<float>(x),
+                                                    r.out<float>(previous), s, bad);
+          };
+          if (d.variance || d.guided())
+            update.template operator()<false>();
+          else
+            update.template operator()<true>();
+          if (!d.watch) return;
+          launch<note_bad_samples_kernel>({.block = kLast, .shared = shared_bytes<int>(kLast / 32)},
+                                          r.stream, blocks, bad, s);
+        }};
   });
 }
 

@@ -51,6 +51,44 @@ __device__ __forceinline__ void store_run(const Pointer& y, const ImageRun& run,
   }
 }
 
+// Elements of one half of 2 C channels: where the run's begin, and how they go on.
+struct HalfRun {
+  int64_t at;
+  int c, channel;
+
+  __device__ __forceinline__ HalfRun(const ImageRun& run, int channels, int half)
+      : at((run.offset - run.begin) * 2 + (int64_t{run.begin / channels} * 2 + half) * channels +
+           run.begin % channels),
+        c(channels),
+        channel(run.begin % channels) {}
+  __device__ __forceinline__ void step() {
+    ++at;
+    if (++channel < c) return;
+    channel = 0;
+    at += c;
+  }
+};
+
+// The run's elements in the first (half 0) or second half of x's channels, x (N,H,W,2C).
+template <typename T, typename Pointer>
+__device__ __forceinline__ void load_half(const Pointer& x, const ImageRun& run, int channels,
+                                          int half, float (&v)[kRun]) {
+  HalfRun from(run, channels, half);
+#pragma unroll
+  for (int i = 0; i < kRun; ++i, from.step()) v[i] = i < run.count ? to_float(T(x[from.at])) : 0.0f;
+}
+
+template <typename T, typename Pointer>
+__device__ __forceinline__ void store_half(const Pointer& y, const ImageRun& run, int channels,
+                                           int half, const float (&v)[kRun]) {
+  HalfRun to(run, channels, half);
+#pragma unroll
+  for (int i = 0; i < kRun; ++i, to.step()) {
+    const float one[1] = {v[i]};
+    if (i < run.count) store_floats<T>(y + to.at, one);
+  }
+}
+
 // Parts of an image for blocks of `block` threads.
 constexpr int image_parts(const Shape& x, int block) {
   const int64_t per_block = int64_t{block} * kRun;

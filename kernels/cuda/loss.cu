@@ -1,6 +1,7 @@
 // The training loss and its gradient. mse_loss reads prediction and target (fp32) and writes the
 // gradient, 8 or 12 bytes an element in bf16 or fp32; noise_loss draws the target again and moves 4
-// or 8. CIFAR's batches are limited by latency, large images by memory, with noise by arithmetic.
+// or 8; diffusion_loss reads x0 (fp32) as well, and moves 4 or 8 more where there is a variance.
+// CIFAR's batches are limited by latency, large images by memory, with noise by arithmetic.
 //
 // Sums: squares of fp32 differences in double, a thread's run, a block's chunk of 4096 elements,
 // an image's chunks, the batch; each in a fixed order, and an image's from its own elements alone.
@@ -13,6 +14,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/image_run.h"
 #include "kernels/cuda/normals.h"
+#include "kernels/diffusion_loss.h"
 
 namespace ddpm::cuda {
 namespace {
@@ -49,10 +51,59 @@ __global__ void squared_error_kernel(int size, int chunks, float scale, Global<c
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// One block: the loss of each image and of all.
+// The same for every loss. Where the desc has no variance, there is none in the prediction.
+template <typename T>
+__global__ void diffusion_loss_kernel(DiffusionLossDesc d, int size, int chunks, float scale,
+                                      Global<const T> prediction, Global<const float> target,
+                                      Global<const float> x0, Global<const int32_t> t,
+                                      Global<const float> factors, Global<const float> weight,
+                                      Global<T> d_prediction, Global<double> sums) {
+  SharedMemory shared;
+  const Smem<double> scratch = shared.take<double>(static_cast<int>(blockDim.x) / 32);
+  const int slot = static_cast<int>(blockIdx.x) / chunks;
+  const ImageRun run = image_run(size, slot, static_cast<int>(blockIdx.x) % chunks);
+  double sum = 0;
+  if (run.count > 0) {
+    float mean[kRun], variance[kRun] = {}, goal[kRun], image[kRun] = {};
+    if (d.variance) {
+      load_half<T>(prediction, run, d.x.c, 0, mean);
+      load_half<T>(prediction, run, d.x.c, 1, variance);
+    } else {
+      load_run<T>(prediction, run, mean);
+    }
+    load_run<float>(target, run, goal);
+    float f[4] = {};
+    int own = -1;
+    if (d.loss != LossKind::kSimple) {
+      load_run<float>(x0, run, image);
+      own = t[slot];
+      f[0] = f[1] = f[2] = f[3] = std::bit_cast<float>(0x7FC00000u);
+      if (own >= 0 && own < d.timesteps) load_floats<float>(factors + 4 * own, f);
+    }
+    const float weighted = weight != nullptr ? scale * weight[slot] : scale;
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      const ElementLoss<float> e = element_loss<float>(d, {f[0], f[1], f[2], f[3]}, own == 0,
+                                                       mean[i], variance[i], goal[i], image[i]);
+      if (i < run.count) sum += static_cast<double>(e.value);
+      mean[i] = e.by_mean * weighted;
+      variance[i] = e.by_variance * weighted;
+    }
+    if (d.variance) {
+      store_half<T>(d_prediction, run, d.x.c, 0, mean);
+      store_half<T>(d_prediction, run, d.x.c, 1, variance);
+    } else {
+      store_run<T>(d_prediction, run, mean);
+    }
+  }
+  sum = block_sum(sum, scratch);
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+// One block: the loss of each image and of all, by their weights where there are any.
 __global__ void finish_loss_kernel(int n, int chunks, int size, int step_images,
-                                   Global<const double> sums, Global<float> sample_loss,
-                                   Global<StepState> state) {
+                                   Global<const double> sums, Global<const float> weight,
+                                   Global<float> sample_loss, Global<StepState> state) {
   SharedMemory shared;
   const Smem<double> scratch = shared.take<double>(kLastBlock / 32);
   double total = 0;
@@ -62,7 +113,7 @@ __global__ void finish_loss_kernel(int n, int chunks, int size, int step_images,
     for (int i = 0; i < chunks; ++i) sum += sums[int64_t{slot} * chunks + i];
     sum /= size;
     sample_loss[slot] = static_cast<float>(sum);
-    total += sum;
+    total += weight != nullptr ? sum * static_cast<double>(weight[slot]) : sum;
   }
   total = block_sum(total, scratch);
   if (threadIdx.x != 0) return;
@@ -128,22 +179,29 @@ struct LossPlan {
         scale(static_cast<float>(2.0 / (static_cast<double>(size) * images))) {
     DDPM_CHECK(images >= n, "%s: %d of %d images", op, n, images);
   }
+  LaunchShape grid() const {
+    return {.grid_x = static_cast<unsigned>(n * chunks),
+            .block = static_cast<unsigned>(block),
+            .shared = shared_bytes<double>(block / 32)};
+  }
   size_t workspace() const { return sizeof(double) * static_cast<size_t>(n) * chunks; }
 };
+
+void finish_loss(const LossPlan& plan, const Run& r, In weight, Out sample_loss, Out state) {
+  launch<finish_loss_kernel>({.block = kLastBlock, .shared = shared_bytes<double>(kLastBlock / 32)},
+                             r.stream, plan.n, plan.chunks, plan.size, plan.step_images,
+                             static_cast<const double*>(r.workspace), r.in<float>(weight),
+                             r.out<float>(sample_loss), r.out<StepState>(state));
+}
 
 template <typename T, bool Redraw>
 void run_loss(const LossPlan& plan, const Run& r, In prediction, In target, Out sample_loss,
               Out d_prediction, Out state) {
-  auto* sums = static_cast<double*>(r.workspace);
-  launch<squared_error_kernel<T, Redraw>>({.grid_x = static_cast<unsigned>(plan.n * plan.chunks),
-                                           .block = static_cast<unsigned>(plan.block),
-                                           .shared = shared_bytes<double>(plan.block / 32)},
-                                          r.stream, plan.size, plan.chunks, plan.scale,
+  launch<squared_error_kernel<T, Redraw>>(plan.grid(), r.stream, plan.size, plan.chunks, plan.scale,
                                           r.in<T>(prediction), r.in<float>(target),
-                                          r.out<StepState>(state), r.out<T>(d_prediction), sums);
-  launch<finish_loss_kernel>({.block = kLastBlock, .shared = shared_bytes<double>(kLastBlock / 32)},
-                             r.stream, plan.n, plan.chunks, plan.size, plan.step_images, sums,
-                             r.out<float>(sample_loss), r.out<StepState>(state));
+                                          r.out<StepState>(state), r.out<T>(d_prediction),
+                                          static_cast<double*>(r.workspace));
+  finish_loss(plan, r, {}, sample_loss, state);
 }
 
 }  // namespace
@@ -176,6 +234,33 @@ std::optional<Call> CudaBackend::noise_loss(const Shape& shape, int step_images,
               run_loss<T, true>(plan, r, prediction, {}, sample_loss, d_prediction, state);
             }};
   });
+}
+
+Call CudaBackend::diffusion_loss(const DiffusionLossDesc& d, In prediction, In target, In x0, In t,
+                                 In factors, In weight, Out sample_loss, Out d_prediction,
+                                 Out state) {
+  check_images("diffusion_loss", d.x);
+  const bool bound = d.loss != LossKind::kSimple;
+  DDPM_CHECK(d.timesteps > 0, "diffusion_loss: %d timesteps", d.timesteps);
+  DDPM_CHECK(!bound || (x0 && t && factors), "diffusion_loss: the bound without x0, t or factors");
+  const LossPlan plan("diffusion_loss", d.x, d.step_images);
+  Call call = dispatch(type_, [&]<typename T>(T) -> Call {
+    return {"diffusion_loss",
+            {prediction, target},
+            {sample_loss, d_prediction, state},
+            plan.workspace(),
+            [=](const Run& r) {
+              launch<diffusion_loss_kernel<T>>(
+                  plan.grid(), r.stream, d, plan.size, plan.chunks, 0.5f * plan.scale,
+                  r.in<T>(prediction), r.in<float>(target), r.in<float>(x0), r.in<int32_t>(t),
+                  r.in<float>(factors), r.in<float>(weight), r.out<T>(d_prediction),
+                  static_cast<double*>(r.workspace));
+              finish_loss(plan, r, weight, sample_loss, state);
+            }};
+  });
+  for (const In in : {x0, t, factors, weight})
+    if (in) call.reads.push_back(in);
+  return call;
 }
 
 Call CudaBackend::end_part(int part, int next_first_image, Out losses, Out state) {

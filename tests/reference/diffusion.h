@@ -57,6 +57,17 @@ inline std::vector<double> q_sample(const std::vector<float>& table, const std::
   return x_t;
 }
 
+// The halves of an output of 2 c channels (N,H,W,2c).
+struct Halves {
+  std::vector<double> mean, variance;
+};
+inline Halves split_output(const std::vector<double>& out, int c) {
+  Halves halves;
+  for (size_t i = 0; i < out.size(); ++i)
+    (i / static_cast<size_t>(c) % 2 == 0 ? halves.mean : halves.variance).push_back(out[i]);
+  return halves;
+}
+
 // x becomes x', previous becomes x0.
 inline void sampler_row(const SamplerRow& r, const std::vector<double>& out,
                         const std::vector<double>& z, std::vector<double>& x,
