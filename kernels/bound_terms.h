@@ -67,7 +67,8 @@ constexpr BoundSlopes<Real> decoder_term(Real x, Real error, Real log_variance) 
     by_z += share * 3 * kScale * kCube * width * (above + below);
     by_scale += share * kScale * width * (1 + 3 * kCube * squares);
   }
-  if (log_p < -kMost) return {kMost, 0, 0};
+  // What is infinite becomes NaN here, rather than being hidden.
+  if (log_p < -kMost) return {kMost + 0 * (error + log_variance), 0, 0};
   return {-log_p, inverse * by_z, Real(0.5) * by_scale};
 }
 

@@ -450,10 +450,11 @@ TEST_CASE("config: every variance and loss that go together, and why the others 
                  Contains("variance_type \"" + variance + "\"") && Contains("out_channels"));
     }
   }
-  CHECK_THAT(error("fixed_small", "kl", 3, {}, {{"beta_schedule", "jsd"}}),
+  CHECK_THAT(error("fixed_small", "kl", 3, json::object(), {{"beta_schedule", "jsd"}}),
              Contains("train.loss") && Contains("beta_schedule") && Contains("prediction_type"));
-  CHECK(error("fixed_small", "simple", 3, {}, {{"beta_schedule", "jsd"}}) == "no error");
-  CHECK(error("fixed_small", "kl", 3, {},
+  CHECK(error("fixed_small", "simple", 3, json::object(), {{"beta_schedule", "jsd"}}) ==
+        "no error");
+  CHECK(error("fixed_small", "kl", 3, json::object(),
               {{"beta_schedule", "jsd"}, {"prediction_type", "sample"}}) == "no error");
   for (const char* field : {"reduction_shards", "accumulate"})
     CHECK_THAT(error("fixed_small", "simple", 3, {{"timesteps", "loss_second_moment"}, {field, 2}}),

@@ -202,7 +202,6 @@ void check_not_finite(Backend& backend) {
       CHECK(run.state.nonfinite == kLossNonFinite);
       CHECK(run.state.bad_step == 6);
       const size_t image = at / 18;
-      // A variance without bounds at t = 0 makes the decoder's p the least there is.
       for (size_t n = 0; n < 5; ++n) CHECK(std::isfinite(run.sample_loss[n]) == (n != image));
     }
 }

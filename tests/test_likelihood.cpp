@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "tests/reference/diffusion_loss.h"
 #include "tests/reference/random.h"
 #include "tests/support.h"
 
@@ -185,6 +186,8 @@ TEST_CASE("likelihood: what each prediction type says of x0", "[likelihood]") {
 
 TEST_CASE("likelihood: terms of what the network learns of mean and variance", "[likelihood]") {
   const std::vector<uint8_t> pixels{0, 1, 77, 128, 254, 255};  // (1,2,3)
+  std::vector<double> x0;
+  for (const uint8_t u : pixels) x0.push_back(u / 127.5 - 1);
   const std::vector<float> noise{0.5f, -1, 2, 0, -0.25f, 1};
   for (const auto variance : {VarianceType::kLearned, VarianceType::kLearnedRange})
     for (const auto prediction : {PredictionType::kSample, PredictionType::kPreviousMean}) {
@@ -194,16 +197,7 @@ TEST_CASE("likelihood: terms of what the network learns of mean and variance", "
       CHECK(bound.learned_variance());
       for (const int t : {0, 1, 500, 999}) {
         const auto at = static_cast<size_t>(t);
-        const ref::TrainedImage image{s,
-                                      c,
-                                      LossKind::kKl,
-                                      [&] {
-                                        std::vector<double> x0;
-                                        for (const uint8_t u : pixels) x0.push_back(u / 127.5 - 1);
-                                        return x0;
-                                      }(),
-                                      {noise.begin(), noise.end()},
-                                      t};
+        const ref::TrainedImage image{s, c, LossKind::kKl, x0, {noise.begin(), noise.end()}, t};
         std::vector<float> x_t(6), mean, log_variance, out;
         bound.noise_image(pixels, noise, t, x_t);
         double bits = 0;

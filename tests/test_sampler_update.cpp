@@ -246,14 +246,14 @@ void check_mixed_rows(Backend& backend) {
       CHECK(relative_error(image(run.x), expected_x) < 1e-6);
       CHECK(relative_error(image(run.previous), expected_previous) < 1e-6);
       const SamplerRun single =
-          run_row(backend, one, row, alone, image(out), image(x), image(previous));
+          run_row(backend, {one}, row, alone, image(out), image(x), image(previous));
       CHECK(single.x == image(run.x));
       CHECK(single.previous == image(run.previous));
     }
     // Unwatched, a bad image is its own affair.
     x[0] = kNaN;
     for (bool watch : {true, false})
-      CHECK(run_rows(backend, {shape, watch}, kRows, slots, state, out, x, previous)
+      CHECK(run_rows(backend, {.x = shape, .watch = watch}, kRows, slots, state, out, x, previous)
                 .state.nonfinite == (watch ? kSampleNonFinite : 0u));
   }
 }
@@ -311,9 +311,9 @@ TEST_CASE("simt.sampler_update: does not depend on order, slot or neighbours", "
     check_sampler_slots(&backend, &backend);
     const Shape shape{2, 64, 64, 3};
     const auto x = test::random_values(shape.count(), 2);
-    const auto once = run_row(backend, shape, kRows[4], {.step = 1}, x, x, x);
+    const auto once = run_row(backend, {shape}, kRows[4], {.step = 1}, x, x, x);
     simt::options().seed = 4;
-    CHECK(run_row(backend, shape, kRows[4], {.step = 1}, x, x, x).x == once.x);
+    CHECK(run_row(backend, {shape}, kRows[4], {.step = 1}, x, x, x).x == once.x);
     simt::options().seed = 0;
   });
 }
@@ -347,9 +347,9 @@ void check_earlier_flag(Backend* backend) {
   const Chain chain{.step = 2};
   const auto good = test::random_values(5, 1);
   const std::vector<float> bad(5, kNaN);
-  CHECK(run_row(*backend, shape, kRows[1], chain, good, good, {}, state).state.nonfinite ==
+  CHECK(run_row(*backend, {shape}, kRows[1], chain, good, good, {}, state).state.nonfinite ==
         kLossNonFinite);
-  const StepState after = run_row(*backend, shape, kRows[1], chain, bad, good, {}, state).state;
+  const StepState after = run_row(*backend, {shape}, kRows[1], chain, bad, good, {}, state).state;
   CHECK(after.nonfinite == (kLossNonFinite | kSampleNonFinite));
   CHECK(after.bad_step == 1);
   CHECK_THROWS_AS(backend->sampler_update({{1, 1, 1, 0}}, {0}, {1}, {2}, {3}, {4}, {5}), Error);
@@ -379,9 +379,9 @@ TEST_CASE("simt.sampler_update: the networks' shapes", "[sampler_update]") {
       const auto out = test::rounded(backend, test::random_values(shape.count(), 1));
       const auto x = test::random_values(shape.count(), 2);
       simt::options().max_blocks = 8;
-      const SamplerRun run = run_row(backend, shape, kRows[0], chain, out, x);
+      const SamplerRun run = run_row(backend, {shape}, kRows[0], chain, out, x);
       simt::options().max_blocks = 0;
-      const SamplerRun expected = run_row(*cpu, shape, kRows[0], chain, out, x);
+      const SamplerRun expected = run_row(*cpu, {shape}, kRows[0], chain, out, x);
       int64_t written = 0;
       for (size_t i = 0; i < x.size(); ++i) {
         if (std::isnan(run.previous[i])) continue;  // a block that was left out
