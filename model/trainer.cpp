@@ -114,8 +114,11 @@ std::vector<float> Trainer::loss_history() const {
 void Trainer::set_loss_history(const std::vector<float>& history) {
   if (!loss_history_) return;
   if (!history.empty() && history.size() != history_size_)
-    fail(Status::kConfig, "a history of %zu losses and counts, where the timesteps need %zu",
-         history.size(), history_size_);
+    fail(Status::kConfig,
+         "the losses that timesteps are drawn by are of %zu timesteps, the model has %zu; start "
+         "from "
+         "a checkpoint of as many",
+         history.size() / kLossHistoryRow, history_size_ / kLossHistoryRow);
   std::vector<float> own = history;
   own.resize(history_size_);
   executor_->upload(loss_history_, own.data());
@@ -155,6 +158,7 @@ void Trainer::initialize(uint64_t seed) {
   StepState s;
   s.seed = seed;
   set_state(s);
+  set_loss_history({});
   weights_changed();
 }
 

@@ -20,7 +20,9 @@ constexpr int kThreads = 2;
 inline void write_model(const std::string& folder, const UNetConfig& unet,
                         const SchedulerConfig& scheduler) {
   auto backend = make_cpu_backend({.threads = kThreads});
-  const TrainingGraph t = build_training_graph(*backend, unet, scheduler, {}, 1);
+  TrainerOptions options;
+  options.objective.loss = usual_loss(scheduler.variance_type);
+  const TrainingGraph t = build_training_graph(*backend, unet, scheduler, options, 1);
   ParamStore store(*backend, t.graph.params(),
                    {Arena::kWeights, Arena::kM, Arena::kV, Arena::kEma});
   set_hash_weights(store, {Arena::kWeights, Arena::kEma});
@@ -51,7 +53,8 @@ inline UNetConfig least_unet() {
   return u;
 }
 
-// "least", "small", "small_classes" (ten of them), or a golden network.
+// "least", "small", "small_classes" (ten of them), "small_learned" (their mean and variance), or a
+// golden network.
 inline const std::string& model_folder(const std::string& name) {
   static const TempFolder tmp;
   static std::map<std::string, std::string> folders;
@@ -59,6 +62,12 @@ inline const std::string& model_folder(const std::string& name) {
   if (!fresh) return found->second;
   if (name == "least") {
     write_model(found->second, least_unet(), {});
+  } else if (name == "small_learned") {
+    UNetConfig u = small_unet(10);
+    u.out_channels = 2 * u.in_channels;
+    write_model(found->second, u,
+                {.prediction_type = PredictionType::kPreviousMean,
+                 .variance_type = VarianceType::kLearnedRange});
   } else if (name.starts_with("small")) {
     write_model(found->second, small_unet(name == "small" ? std::nullopt : std::optional(10)), {});
   } else {

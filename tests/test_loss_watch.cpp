@@ -56,4 +56,7 @@ TEST_CASE("loss_watch: a start at 1 is usual, a loss that stays over 1.5 is not"
   LossWatch useless;
   for (int i = 1; i < LossWatch::kRow; ++i) CHECK(useless.add(1.6) == Verdict::kOrdinary);
   CHECK(useless.add(1.6) == Verdict::kDiverged);
+  // The bound in bits may be large for long.
+  LossWatch bound(std::numeric_limits<double>::infinity());
+  for (int i = 0; i < 100; ++i) CHECK(bound.add(40 - 0.01 * i) == Verdict::kOrdinary);
 }

@@ -33,13 +33,13 @@ bool LossWatch::is_spike(double loss) const {
 LossWatch::Verdict LossWatch::add(double loss) {
   const bool spike = is_spike(loss);
   spikes_ = spike ? spikes_ + 1 : 0;
-  useless_ = loss <= kUseless ? 0 : useless_ + 1;
+  useless_ = loss <= useless_loss_ ? 0 : useless_ + 1;
   if (!spike) {
     window_.push_back(loss);
     if (window_.size() > kWindow) window_.pop_front();
   }
   if (spikes_ == kRow || useless_ == kRow) {
-    *this = {};  // what follows is the new measure
+    *this = LossWatch(useless_loss_);  // what follows is the new measure
     return Verdict::kDiverged;
   }
   return spikes_ == 1 ? Verdict::kSpike : Verdict::kOrdinary;

@@ -12,13 +12,17 @@ class LossWatch {
   enum class Verdict {
     kOrdinary,
     kSpike,     // over kSpikeScore for the first time in a row
-    kDiverged,  // kRow losses in a row were over kSpikeScore, or over kUseless
+    kDiverged,  // kRow losses in a row were over kSpikeScore, or over the useless one
   };
 
   static constexpr size_t kWindow = 128, kFewest = 20;
   static constexpr double kSpikeScore = 6;  // in standard deviations, by the median distance
   static constexpr int kRow = 20;
-  static constexpr double kUseless = 1.5;  // predicting nothing has a loss of 1
+  static constexpr double kUseless = 1.5;  // of L_simple: predicting nothing has a loss of 1
+
+  // `useless`: a loss that says that nothing was learned; infinite where none does, as of the
+  // bound.
+  explicit LossWatch(double useless = kUseless) : useless_loss_(useless) {}
 
   // The next loss; one that is not finite counts as a spike.
   Verdict add(double loss);
@@ -27,6 +31,7 @@ class LossWatch {
  private:
   bool is_spike(double loss) const;
 
+  double useless_loss_;
   std::deque<double> window_;     // without spikes
   int spikes_ = 0, useless_ = 0;  // in a row
 };

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -87,7 +88,12 @@ void require_equal_configs(Communicator& ranks, const RunConfig& config) {
 class Run {
  public:
   Run(const RunConfig& config, const std::string& out, Backend& backend, Communicator& ranks)
-      : config_(config), out_(out), backend_(backend), ranks_(ranks) {}
+      : config_(config),
+        out_(out),
+        backend_(backend),
+        ranks_(ranks),
+        watch_(config.train.loss == LossKind::kSimple ? LossWatch::kUseless
+                                                      : std::numeric_limits<double>::infinity()) {}
 
   Status run(const TrainArgs& args, const StopSignal& stop);
 
