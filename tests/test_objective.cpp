@@ -72,7 +72,7 @@ void check_first_loss(Backend& backend, const SchedulerConfig& config, LossKind 
 }  // namespace
 
 TEST_CASE("objective: the first loss of each prediction, variance and loss", "[objective]") {
-  auto backend = make_cpu_backend({});
+  auto backend = make_cpu_backend({.threads = 1});
   using V = VarianceType;
   const std::pair<V, LossKind> legal[] = {
       {V::kFixedLarge, LossKind::kSimple}, {V::kFixedSmall, LossKind::kSimple},
