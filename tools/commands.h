@@ -97,8 +97,8 @@ void run_pack(const PackOptions&);
 
 struct InfoArgs {
   std::string model, preset;
-  int batch_size = 0;  // 0: the preset's, or 1
-  int ranks = 0;       // up to so many; 0: not asked for
+  int batch_size = 0;                               // 0: the preset's, or 1
+  int ranks = 0;                                    // up to so many; 0: not asked for
   double bandwidth = 0, latency = 10, step_ms = 0;  // GB/s of a rank, us of a message, of one rank
 };
 void run_info(const InfoArgs&);
