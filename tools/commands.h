@@ -86,6 +86,19 @@ struct EvalArgs {
 // Returns kStopped where a signal ended it, after writing what it has beside args.out.
 Status run_eval(const EvalArgs&);
 
+struct PaperArgs {
+  std::string model, data, out = "paper.html";
+  std::string split, inception;  // as of eval
+  ChainArgs chain;               // of the pictures; usually of ddpm
+  int64_t num = 64;              // images that the bound is evaluated on
+  int64_t fid_num = 50000;       // images to draw for the scores, with inception
+  uint64_t seed = 0;
+  int batch_size = 0;  // 0: as of eval
+  DeviceOptions device;
+};
+// Returns kStopped where a signal ended it, after writing what it has beside args.out.
+Status run_paper(const PaperArgs&);
+
 struct ProbeArgs {
   std::string what;  // "forward" or "gradient"
   std::string model, input, out;

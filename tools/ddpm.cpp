@@ -272,6 +272,34 @@ void add_eval(CLI::App& program, EvalArgs& args, Status& status) {
   app->callback([&] { status = run_eval(args); });
 }
 
+void add_paper(CLI::App& program, PaperArgs& args, Status& status) {
+  CLI::App* app =
+      program.add_subcommand("paper", "A model beside the paper's figures and tables, as a page");
+  app->add_option("--model", args.model, "as for sample; of a run folder, its loss is shown too")
+      ->required();
+  app->add_option("--data", args.data, "as for train")->required();
+  app->add_option("--out", args.out, "FILE.html, which holds all it shows")->capture_default_str();
+  app->add_option("--split", args.split, "as for eval --metric nll")
+      ->check(CLI::IsMember({"train", "test"}));
+  app->add_option("--num", args.num, "images that the bound is evaluated on: T passes each")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  CLI::Option* inception = app->add_option("--inception", args.inception,
+                                           "as for eval: FID and inception score as well");
+  app->add_option("--fid-num", args.fid_num, "images that are drawn for those")
+      ->check(CLI::PositiveNumber)
+      ->needs(inception)
+      ->capture_default_str();
+  app->add_option("--seed", args.seed, "of all images and noise")
+      ->check(CLI::Range(uint64_t{0}, kMaxSeed))
+      ->capture_default_str();
+  app->add_option("--batch-size", args.batch_size, "as for eval")->check(CLI::Range(1, 1 << 20));
+  add_chain_flags(app, args.chain);
+  add_device_flags(app, args.device);
+  app->footer("Example: ddpm paper --model runs/tiny --data shapes --sampler ddim --steps 100");
+  app->callback([&] { status = run_paper(args); });
+}
+
 void add_probe(CLI::App& program, ProbeArgs& args) {
   CLI::App* app = program.add_subcommand(
       "probe", "Run a model once on given inputs, to compare with other frameworks");
@@ -408,6 +436,7 @@ int run(int argc, char** argv) {
   ProgressiveArgs progressive;
   InterpolateArgs interpolate;
   EvalArgs eval;
+  PaperArgs paper;
   ProbeArgs probe;
   PackOptions pack;
   InfoArgs info;
@@ -418,6 +447,7 @@ int run(int argc, char** argv) {
   add_progressive(program, progressive);
   add_interpolate(program, interpolate);
   add_eval(program, eval, status);
+  add_paper(program, paper, status);
   add_probe(program, probe);
   add_pack(program, pack);
   add_info(program, info);

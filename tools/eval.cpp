@@ -14,6 +14,7 @@
 #include "model/pipeline.h"
 #include "tools/commands.h"
 #include "tools/data.h"
+#include "tools/eval.h"
 #include "tools/eval_features.h"
 #include "tools/eval_progress.h"
 #include "tools/progress.h"
@@ -93,30 +94,6 @@ Evaluation evaluation_of(const Pipeline& p, const Dataset& data, const BoundOpti
           {"seed", std::to_string(o.seed)}};
 }
 
-nlohmann::ordered_json nll_json(const BoundSums& s) {
-  const std::vector<double> terms = s.mean_terms();
-  double bits = s.mean_prior();
-  for (const double term : terms) bits += term;
-  return {{"bits_per_dim", bits},
-          {"ci95", s.ci95()},
-          {"prior", s.mean_prior()},
-          {"decoder", terms[0]},
-          {"terms", terms}};
-}
-
-// Ten rows, as the paper's table 4: T - t labels what is known at t.
-nlohmann::ordered_json rd_json(const BoundSums& s) {
-  const std::vector<double> rate = s.rate(), distortion = s.distortion();
-  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
-  const size_t timesteps = rate.size(), count = std::min<size_t>(timesteps, 10);
-  for (size_t k = 0; k < count; ++k) {
-    const size_t t = k * timesteps / count;
-    rows.push_back(
-        {{"reverse_time", timesteps - t}, {"rate", rate[t]}, {"distortion", distortion[t]}});
-  }
-  return {{"rows", rows}, {"prior", s.mean_prior()}, {"rate", rate}, {"distortion", distortion}};
-}
-
 void print_nll(const nlohmann::ordered_json& r, const BoundSums& s) {
   const double bits = r["bits_per_dim"], prior = r["prior"], decoder = r["decoder"];
   std::printf("bits/dim   %.5f", bits);
@@ -170,19 +147,33 @@ bool evaluate(const Bound& bound, const Dataset& data, const BoundOptions& o,
 
 }  // namespace
 
-Status run_eval(const EvalArgs& args) {
-  if (args.metric == "fid" || args.metric == "is") return run_eval_features(args);
-  if (args.model.empty() || args.data.empty())
-    fail(Status::kUsage, "--metric %s needs --model and --data", args.metric.c_str());
-  if (!args.images.empty() || !args.inception.empty() || !args.statistics.empty())
-    fail(Status::kUsage, "--images, --inception and --statistics are for --metric fid and is");
-  if (args.chain != ChainArgs{})
-    fail(Status::kUsage, "--metric %s samples nothing: leave the sampler's flags out",
-         args.metric.c_str());
-  const std::unique_ptr<StopSignal> stop(args.out.empty() ? nullptr : new StopSignal);
+nlohmann::ordered_json nll_json(const BoundSums& s) {
+  const std::vector<double> terms = s.mean_terms();
+  double bits = s.mean_prior();
+  for (const double term : terms) bits += term;
+  return {{"bits_per_dim", bits},
+          {"ci95", s.ci95()},
+          {"prior", s.mean_prior()},
+          {"decoder", terms[0]},
+          {"terms", terms}};
+}
+
+// Ten rows, as the paper's table 4: T - t labels what is known at t.
+nlohmann::ordered_json rd_json(const BoundSums& s) {
+  const std::vector<double> rate = s.rate(), distortion = s.distortion();
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  const size_t timesteps = rate.size(), count = std::min<size_t>(timesteps, 10);
+  for (size_t k = 0; k < count; ++k) {
+    const size_t t = k * timesteps / count;
+    rows.push_back(
+        {{"reverse_time", timesteps - t}, {"rate", rate[t]}, {"distortion", distortion[t]}});
+  }
+  return {{"rows", rows}, {"prior", s.mean_prior()}, {"rate", rate}, {"distortion", distortion}};
+}
+
+std::optional<BoundSums> evaluate_bound(const EvalArgs& args, const std::string& file,
+                                        const StopSignal* stop) {
   const Pipeline p = open_pipeline(args.model);
-  const std::string file = args.out + ".progress";
-  if (!args.out.empty()) require_writable(args.out);
   const Dataset data = load_split(args, p);
   const int usual_batch = data.h * data.w <= 64 * 64 ? 64 : 8;
   BoundOptions o{.seed = args.seed,
@@ -193,7 +184,7 @@ Status run_eval(const EvalArgs& args) {
                                 : static_cast<int>(std::thread::hardware_concurrency())};
   const Bound bound(Schedule(p.scheduler), p.scheduler, p.unet.in_channels);
   EvalProgress state{{}, {}, BoundSums(bound.timesteps())};
-  if (!args.out.empty()) {
+  if (!file.empty()) {
     state.of = evaluation_of(p, data, o);
     if (file_exists(file)) state = read_eval_progress(file, state.of, bound.timesteps());
   }
@@ -214,14 +205,31 @@ Status run_eval(const EvalArgs& args) {
                  static_cast<long long>(state.sums.images),
                  state.numerics == backend->numerics() ? "" : ", begun on another backend");
   state.numerics = backend->numerics();
-  if (!evaluate(bound, data, o, std::ref(network), file, stop.get(), state))
-    return Status::kStopped;
+  if (!evaluate(bound, data, o, std::ref(network), file, stop, state)) return std::nullopt;
+  if (!file.empty()) write_eval_progress(file, state);
+  return state.sums;
+}
 
-  nlohmann::ordered_json result = args.metric == "nll" ? nll_json(state.sums) : rd_json(state.sums);
-  result["num"] = o.num;
-  result["seed"] = o.seed;
+Status run_eval(const EvalArgs& args) {
+  if (args.metric == "fid" || args.metric == "is") return run_eval_features(args);
+  if (args.model.empty() || args.data.empty())
+    fail(Status::kUsage, "--metric %s needs --model and --data", args.metric.c_str());
+  if (!args.images.empty() || !args.inception.empty() || !args.statistics.empty())
+    fail(Status::kUsage, "--images, --inception and --statistics are for --metric fid and is");
+  if (args.chain != ChainArgs{})
+    fail(Status::kUsage, "--metric %s samples nothing: leave the sampler's flags out",
+         args.metric.c_str());
+  const std::unique_ptr<StopSignal> stop(args.out.empty() ? nullptr : new StopSignal);
+  const std::string file = args.out.empty() ? "" : args.out + ".progress";
+  if (!args.out.empty()) require_writable(args.out);
+  const std::optional<BoundSums> sums = evaluate_bound(args, file, stop.get());
+  if (!sums) return Status::kStopped;
+
+  nlohmann::ordered_json result = args.metric == "nll" ? nll_json(*sums) : rd_json(*sums);
+  result["num"] = sums->images;
+  result["seed"] = args.seed;
   if (args.metric == "nll")
-    print_nll(result, state.sums);
+    print_nll(result, *sums);
   else
     print_rd(result);
   if (args.out.empty()) return Status::kOk;

@@ -258,15 +258,6 @@ nlohmann::ordered_json result_of(const EvalArgs& args, const Reference* r, const
   return json;
 }
 
-SafetensorsReader open_weights(const std::string& path) {
-  if (!file_exists(path))
-    fail(Status::kConfig,
-         "--inception %s: no such file; tools/convert_inception.py makes it from PyTorch-FID's "
-         "pt_inception-2015-12-05-6726825d.pth",
-         path.c_str());
-  return SafetensorsReader(path, Status::kConfig);
-}
-
 // The reference's statistics, from its images. False where a signal ended it.
 bool complete(Reference& r, const EvalArgs& args, FeatureNetwork& network, FeatureProgress& state,
               const Keeper& keeper) {
@@ -290,10 +281,19 @@ bool add_subject(const Subject& s, const EvalArgs& args, Backend& backend, int b
 
 }  // namespace
 
+SafetensorsReader open_inception(const std::string& path) {
+  if (!file_exists(path))
+    fail(Status::kConfig,
+         "--inception %s: no such file; tools/convert_inception.py makes it from PyTorch-FID's "
+         "pt_inception-2015-12-05-6726825d.pth",
+         path.c_str());
+  return SafetensorsReader(path, Status::kConfig);
+}
+
 Status run_eval_features(const EvalArgs& args) {
   require_flags(args);
   const std::unique_ptr<StopSignal> stop(args.out.empty() ? nullptr : new StopSignal);
-  const SafetensorsReader weights = open_weights(args.inception);
+  const SafetensorsReader weights = open_inception(args.inception);
   if (!args.out.empty()) require_writable(args.out);
   const std::string network_hash = inception_hash(weights);
   Evaluation of{{"metric", args.metric}, {"network", network_hash}, {"code", kFeatureCode}};
