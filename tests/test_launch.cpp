@@ -106,6 +106,8 @@ TEST_CASE("launch: ranks know who they are, and their end is the run's", "[launc
   CHECK(shell(tmp, "echo $RANK/$LOCAL_RANK/$WORLD_SIZE $MASTER_ADDR > out.$RANK") == Status::kOk);
   for (int r = 0; r < 3; ++r)
     CHECK(get_bytes(tmp / ("out." + std::to_string(r))) == format("%d/%d/3 127.0.0.1\n", r, r));
+  // A process group each, so that a terminal's signal reaches them through the parent alone.
+  CHECK(shell(tmp, "set -- $(cat /proc/$$/stat); [ $5 = $$ ] || exit 4") == Status::kOk);
   CHECK(shell(tmp, "exit $((RANK == 1 ? 4 : 0))") == Status::kFile);
   CHECK(shell(tmp, "exit 75") == Status::kStopped);
   CHECK(shell(tmp, "sleep 0.0$RANK; exit $((RANK == 1 ? 75 : RANK == 2 ? 5 : 0))") ==

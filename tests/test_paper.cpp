@@ -61,7 +61,9 @@ TEST_CASE("paper: a chart's line goes where its values are", "[paper]") {
   CHECK(gap.find("M70.0 286.0M620.0 34.0") != std::string::npos);
   // One value, none, and points.
   CHECK(line_of(html::chart({"", "", "", {{"", {3}, {3}}}})).size() == 1);
-  CHECK(html::chart({"", "", "", {}}).find("<svg") == 0);
+  const std::string none = html::chart({"", "", "", {}});
+  CHECK(none.find("<svg") == 0);
+  CHECK(none.find("nan") == std::string::npos);
   const std::string points = html::chart({"", "", "", {{"", {0, 1}, {0, 1}, true}}});
   CHECK(points.find("<path") == std::string::npos);
   CHECK(points.find("cx='620.0' cy='34.0'") != std::string::npos);
@@ -91,6 +93,9 @@ TEST_CASE("paper: a whole page holds everything it shows, and eval's numbers", "
   const double bits = nll["bits_per_dim"];
   CHECK(page.find(format("<td>this model</td><td>%.3f</td><td>+- %.3f</td>", bits,
                          nll["ci95"].get<double>())) != std::string::npos);
+  const double prior = nll["prior"], decoder = nll["decoder"];
+  CHECK(page.find(format("<td>%.2g</td><td>%.3f</td><td>%.3f</td>", prior, bits - prior - decoder,
+                         decoder)) != std::string::npos);
   REQUIRE(Child("eval --metric rd" + common + " --out " + json, log).wait() == 0);
   for (const auto& row : nlohmann::json::parse(get_bytes(json))["rows"])
     CHECK(page.find(format("<tr><td>%d</td><td>%.5f</td><td>%.5f</td><td>-</td>",
