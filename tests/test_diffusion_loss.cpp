@@ -7,6 +7,7 @@
 
 #include <catch2/catch.hpp>
 
+#include "engine/safetensors.h"
 #include "kernels/bound_terms.h"
 #include "model/likelihood.h"
 #include "tests/diffusion_support.h"
@@ -218,6 +219,69 @@ TEST_CASE("simt.diffusion_loss: every loss and gradient against its definition",
     check_all(backend);
     check_refusals(backend);
   });
+}
+
+namespace {
+
+std::vector<float> golden(const SafetensorsReader& file, const std::string& name) {
+  const TensorInfo* t = file.find(name);
+  REQUIRE(t != nullptr);
+  std::vector<float> values(static_cast<size_t>(t->bytes) / sizeof(float));
+  file.read_f32(*t, values.data());
+  return values;
+}
+
+// Tolerance as above: the file's targets are rounded to float once.
+void check_golden(Backend& backend) {
+  const SafetensorsReader file(DDPM_SOURCE_DIR "/tests/golden/losses.safetensors");
+  constexpr const char* words[] = {"simple", "kl", "hybrid"};
+  int cases = 0;
+  for (const LossKind loss : {LossKind::kSimple, LossKind::kKl, LossKind::kHybrid})
+    for (const VarianceType variance : kVariances)
+      for (const PredictionType prediction : kPredictions) {
+        if (!legal(loss, variance)) continue;
+        ++cases;
+        const std::string name = std::string(words[static_cast<size_t>(loss)]) + "." +
+                                 name_of(variance) + "." + name_of(prediction);
+        CAPTURE(name);
+        const SchedulerConfig config{.prediction_type = prediction, .variance_type = variance};
+        Case c{{5, 2, 2, 3},
+               Schedule(config),
+               config,
+               loss,
+               {0, 1, 17, 500, 999},
+               {},
+               {},
+               {},
+               {},
+               {},
+               {}};
+        c.x0 = golden(file, "x0");
+        c.target = golden(file, name_of(prediction) + ".target");
+        c.prediction = golden(file, name + ".prediction");
+        const LossRun run = run_loss(backend, c, 5);
+        const std::vector<float> each = golden(file, name + ".loss");
+        const std::vector<float> gradient = golden(file, name + ".gradient");
+        const size_t size = gradient.size() / 5;
+        for (size_t n = 0; n < 5; ++n) {
+          CAPTURE(c.t[n]);
+          CHECK(run.sample_loss[n] == Approx(each[n]).epsilon(1e-4).margin(1e-9));
+          const auto image = [&](const std::vector<float>& v) {
+            return std::vector<float>(&v[n * size], &v[n * size] + size);
+          };
+          CHECK(relative_error(image(run.d_prediction), image(gradient)) < 1e-4);
+        }
+      }
+  CHECK(cases == 28);
+}
+
+}  // namespace
+
+TEST_CASE("diffusion_loss: values and gradients by PyTorch", "[diffusion_loss]") {
+  check_golden(*make_cpu_backend({.threads = 1}));
+}
+TEST_CASE("simt.diffusion_loss: values and gradients by PyTorch", "[diffusion_loss]") {
+  check_golden(*test::make_kernel_backend(DType::kF32));
 }
 
 TEST_CASE("diffusion_loss: reports what is not finite", "[diffusion_loss]") {
