@@ -153,6 +153,10 @@ TEST_CASE("eval: what its progress file keeps, and what is none", "[eval]") {
   const std::string good = get_bytes(path);
   for (const auto& [from, to] : {std::pair{"[1.0,", "[\"1\","},
                                  {"\"images\":2", "\"images\":-2"},
+                                 {"\"images\":2", "\"images\":1e300"},
+                                 {"\"images\":2", "\"images\":9007199254740993"},
+                                 {"\"format\":1", "\"format\":\"1\""},
+                                 {"\"of\":{", "\"of\":1,\"fo\":{"},
                                  {"\"mse\"", "\"mes\""},
                                  {"\"image_mse\":[", "\"image_mse\":[1,"}}) {
     std::string bad = good;

@@ -10,6 +10,7 @@ namespace ddpm::tools {
 namespace {
 
 constexpr int kFormat = 1;
+constexpr uint64_t kMostImages = uint64_t{1} << 40;
 
 [[noreturn]] void damaged(const std::string& path, const char* key) {
   fail(Status::kFile, "%s: \"%s\" is not what an evaluation left there; remove the file",
@@ -70,8 +71,8 @@ EvalProgress read_eval_progress(const std::string& path, const Evaluation& of, i
   JsonLimits limits;
   limits.bytes = size_t{64} << 20;  // 100,000 timesteps
   const nlohmann::json json = read_json_file(path, Status::kFile, limits);
-  if (!json.is_object() || json.value("format", 0) != kFormat || !json.contains("of") ||
-      !json["of"].is_object())
+  if (!json.is_object() || !json.contains("format") || json["format"] != kFormat ||
+      !json.contains("of") || !json["of"].is_object())
     damaged(path, "format");
   EvalProgress p;
   p.of = of;
@@ -82,7 +83,10 @@ EvalProgress read_eval_progress(const std::string& path, const Evaluation& of, i
   if (json.contains("numerics") && json["numerics"].is_string()) p.numerics = json["numerics"];
   const auto all = static_cast<size_t>(timesteps);
   BoundSums& s = p.sums;
-  s.images = static_cast<int64_t>(number(path, json, "images"));
+  const auto images = json.find("images");
+  if (images == json.end() || !images->is_number_unsigned() || *images > kMostImages)
+    damaged(path, "images");
+  s.images = images->get<int64_t>();
   s.bits = number(path, json, "bits");
   s.squared_bits = number(path, json, "squared_bits");
   s.prior = number(path, json, "prior");
@@ -90,7 +94,6 @@ EvalProgress read_eval_progress(const std::string& path, const Evaluation& of, i
   s.mse = numbers(path, json, "mse", all, all);
   s.image_terms = numbers(path, json, "image_terms", 0, all - 1);
   s.image_mse = numbers(path, json, "image_mse", s.image_terms.size(), s.image_terms.size());
-  if (s.images < 0) damaged(path, "images");
   return p;
 }
 

@@ -9,6 +9,7 @@
 #include "engine/file_io.h"
 #include "engine/safetensors.h"
 #include "model/run_config.h"
+#include "tools/eval_progress.h"
 #include "tools/image_io.h"
 
 using namespace ddpm;
@@ -88,6 +89,11 @@ int main(int argc, char** argv) {
   put("jpeg", "grey", jpeg_of(gradient(1), false));
   put("jpeg", "colour", jpeg_of(gradient(3), false));
   put("jpeg", "progressive", jpeg_of(gradient(3), true));
+  make_folders(root + "/progress");
+  tools::EvalProgress progress{{{"model", "a"}}, "cpu", BoundSums(3)};
+  progress.sums.images = 2;
+  progress.sums.image_terms = progress.sums.image_mse = {0.5};
+  tools::write_eval_progress(root + "/progress/three", progress);
   for (const char* target : {"safetensors", "packed"}) {
     make_folders(root + "/" + target);
     write_tensors(root + "/" + target + "/tensors");
