@@ -97,7 +97,8 @@ TEST_CASE("paper: a whole page holds everything it shows, and eval's numbers", "
   CHECK(page.find(format("<td>%.2g</td><td>%.3f</td><td>%.3f</td>", prior, bits - prior - decoder,
                          decoder)) != std::string::npos);
   REQUIRE(Child("eval --metric rd" + common + " --out " + json, log).wait() == 0);
-  for (const auto& row : nlohmann::json::parse(get_bytes(json))["rows"])
+  const auto rd = nlohmann::json::parse(get_bytes(json));
+  for (const auto& row : rd["rows"])
     CHECK(page.find(format("<tr><td>%d</td><td>%.5f</td><td>%.5f</td><td>-</td>",
                            row["reverse_time"].get<int>(), row["rate"].get<double>(),
                            row["distortion"].get<double>())) != std::string::npos);
