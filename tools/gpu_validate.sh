@@ -20,7 +20,8 @@ need() {
   exit 3
 }
 
-# Where a Python wheel keeps cuDNN: nvidia/cudnn/{include,lib}, libraries by their versioned names.
+# Where a Python wheel keeps cuDNN or NCCL: nvidia/NAME/{include,lib}, libraries by their versioned
+# names.
 wheel_folder() {
   python3 - "$1" <<'PY' 2>/dev/null || true
 import importlib.util, os, sys
@@ -40,6 +41,10 @@ configure() {
   wheel=$(wheel_folder cudnn)
   if [[ -n $wheel ]]; then
     options+=("-DCUDNN_INCLUDE_DIR=$wheel/include" "-DCUDNN_LIBRARY=$wheel/lib/libcudnn.so.9")
+  fi
+  wheel=$(wheel_folder nccl)
+  if [[ -n $wheel ]]; then
+    options+=("-DNCCL_INCLUDE_DIR=$wheel/include" "-DNCCL_LIBRARY=$wheel/lib/libnccl.so.2")
   fi
   # Where .deps is, it is all there is: the same build everywhere, whatever the system has.
   if [[ -d .deps/usr ]]; then
