@@ -194,23 +194,25 @@ std::string pictures(const Pieces& pieces) {
          html::picture(pieces.path("interpolation.png"), "images between two");
 }
 
-// The images whose mixes are drawn: the model's own, as --from wants them.
+// A command on the report's model, as the report is asked for.
+template <typename Args>
+Args common(const PaperArgs& args) {
+  Args command;
+  command.model = args.model;
+  command.chain = args.chain;
+  command.seed = args.seed;
+  command.device = args.device;
+  return command;
+}
+
 void draw(const PaperArgs& args, const Pipeline& p, const Pieces& pieces) {
-  SampleArgs sample;
-  sample.model = args.model;
-  sample.chain = args.chain;
-  sample.seed = args.seed;
-  sample.device = args.device;
+  auto sample = common<SampleArgs>(args);
   sample.out = pieces.path("samples.png");
   run_sample(sample);
-  sample.out = pieces.path("pairs.safetensors");
+  sample.out = pieces.path("pairs.safetensors");  // whose mixes are drawn below
   sample.num = 8;
   run_sample(sample);
-  ProgressiveArgs progressive;
-  progressive.model = args.model;
-  progressive.chain = args.chain;
-  progressive.seed = args.seed;
-  progressive.device = args.device;
+  auto progressive = common<ProgressiveArgs>(args);
   progressive.out = pieces.path("progressive.png");
   run_progressive(progressive);
   const int timesteps = p.scheduler.num_train_timesteps;
@@ -218,12 +220,8 @@ void draw(const PaperArgs& args, const Pipeline& p, const Pieces& pieces) {
   progressive.shared = {timesteps * 3 / 4, timesteps / 2, timesteps / 4};
   if (progressive.chain.sampler == "ddim") progressive.chain.eta = 1;  // ends differ by noise
   run_progressive(progressive);
-  InterpolateArgs interpolate;
-  interpolate.model = args.model;
-  interpolate.from = pieces.path("pairs.safetensors");
-  interpolate.chain = args.chain;
-  interpolate.seed = args.seed;
-  interpolate.device = args.device;
+  auto interpolate = common<InterpolateArgs>(args);
+  interpolate.from = sample.out;
   interpolate.out = pieces.path("interpolation.png");
   run_interpolate(interpolate);
 }
@@ -238,14 +236,11 @@ Status run_paper(const PaperArgs& args) {
   require_writable(args.out);
   const Pieces pieces{args.out + ".pieces"};
   make_folders(pieces.folder);
-  EvalArgs eval;
-  eval.model = args.model;
+  auto eval = common<EvalArgs>(args);  // whose chain the bound does not read
   eval.data = args.data;
   eval.split = args.split;
   eval.num = args.num;
-  eval.seed = args.seed;
   eval.batch_size = args.batch_size;
-  eval.device = args.device;
   std::optional<BoundSums> sums;
   {
     const StopSignal stop;
@@ -257,7 +252,6 @@ Status run_paper(const PaperArgs& args) {
     eval.metric = "fid";
     eval.split.clear();
     eval.num = args.fid_num;
-    eval.chain = args.chain;
     eval.inception = args.inception;
     eval.out = pieces.path("features.json");
     if (run_eval(eval) == Status::kStopped) return Status::kStopped;
