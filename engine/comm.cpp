@@ -14,7 +14,7 @@ class SoloCommunicator final : public Communicator {
   std::string description() const override { return "one process"; }
   void broadcast(void*, size_t) override {}
   void share(void*, size_t) override {}
-  void start_sum(float*, int64_t) override {}
+  void start_sum(void*, DType, int64_t) override {}
   void finish_sums() override {}
   void exchange_slices(const float*, int64_t, float* const*) override {}
   void gather_slices(const float*, float*, int64_t) override {}

@@ -35,9 +35,10 @@ class Communicator {
   virtual void share(void* all, size_t bytes_each) = 0;
 
   // ---- on the backend's memory, within a step: in order with its calls, and recorded with them
-  // All ranks: data[0, count) becomes the sum over ranks, in an order that is fixed for a number of
-  // ranks; equal bits on all of them. Until finish_sums() the data belongs to the sum.
-  virtual void start_sum(float* data, int64_t count) = 0;
+  // All ranks: data[0, count), of fp32 or bf16, becomes the sum over ranks, in an order that is
+  // fixed for a number of ranks; equal bits on all of them. Of bf16 each addition is rounded. Until
+  // finish_sums() the data belongs to the sum.
+  virtual void start_sum(void* data, DType type, int64_t count) = 0;
   virtual void finish_sums() = 0;
   // All ranks: of data[0, count), cut into slices of slice_of(count), everybody's slice number
   // rank() comes into parts[r] for each rank r.

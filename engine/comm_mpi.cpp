@@ -22,6 +22,8 @@
 #include <thread>
 #include <utility>
 
+#include "kernels/bf16.h"
+
 namespace ddpm {
 namespace {
 
@@ -50,6 +52,13 @@ struct PeerLost {
 };
 // This rank leaves, by an error of its own.
 struct OwnFailure {};
+
+// MPI_SUM of bf16.
+void add_bf16(void* in, void* sum, int* count, MPI_Datatype*) {
+  const auto* x = static_cast<const bf16*>(in);
+  auto* y = static_cast<bf16*>(sum);
+  for (int i = 0; i < *count; ++i) y[i] = to_bf16(to_float(y[i]) + to_float(x[i]));
+}
 
 class MpiCommunicator final : public Communicator {
  public:
@@ -99,12 +108,14 @@ class MpiCommunicator final : public Communicator {
       wait();
     });
   }
-  void start_sum(float* data, int64_t count) override {
+  void start_sum(void* data, DType type, int64_t count) override {
     DDPM_CHECK(count <= INT_MAX, "start_sum: %lld values", static_cast<long long>(count));
     submit([=, this] {
       const Clock::time_point start = Clock::now();
+      const bool narrow = type == DType::kBF16;
       requests_.resize(1);
-      check(MPI_Iallreduce(MPI_IN_PLACE, data, static_cast<int>(count), MPI_FLOAT, MPI_SUM, world_,
+      check(MPI_Iallreduce(MPI_IN_PLACE, data, static_cast<int>(count),
+                           narrow ? MPI_UINT16_T : MPI_FLOAT, narrow ? add_bf16_ : MPI_SUM, world_,
                            requests_.data()));
       wait();
       add_summing(start);
@@ -233,6 +244,7 @@ class MpiCommunicator final : public Communicator {
   // The thread's alone.
   int rank_ = 0, size_ = 1;
   MPI_Comm world_ = MPI_COMM_NULL, control_ = MPI_COMM_NULL;
+  MPI_Op add_bf16_ = MPI_OP_NULL;
   std::vector<std::string> hosts_;
   std::vector<MPI_Request> requests_;  // of the job under way
   bool alive_ = true;                  // sends signs of life, and expects them
@@ -253,6 +265,7 @@ void MpiCommunicator::init() {
   MPI_Comm_dup(MPI_COMM_WORLD, &control_);
   for (MPI_Comm comm : {MPI_COMM_WORLD, world_, control_})
     MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);
+  MPI_Op_create(add_bf16, 1, &add_bf16_);
   MPI_Comm_rank(world_, &rank_);
   MPI_Comm_size(world_, &size_);
   const auto size = static_cast<size_t>(size_);
@@ -442,6 +455,7 @@ void MpiCommunicator::finish() {
   wait();
   MPI_Cancel(&incoming_request_);
   MPI_Wait(&incoming_request_, MPI_STATUS_IGNORE);
+  MPI_Op_free(&add_bf16_);
   MPI_Comm_free(&world_);
   MPI_Comm_free(&control_);
   MPI_Finalize();

@@ -102,11 +102,12 @@ class NcclCommunicator final : public Communicator {
     }
   }
 
-  void start_sum(float* data, int64_t count) override {
+  void start_sum(void* data, DType type, int64_t count) override {
     lane_->fork();
-    check(ncclAllReduce(data, data, static_cast<size_t>(count), ncclFloat32, ncclSum, comm_,
-                        stream()),
-          "a sum");
+    check(
+        ncclAllReduce(data, data, static_cast<size_t>(count),
+                      type == DType::kBF16 ? ncclBfloat16 : ncclFloat32, ncclSum, comm_, stream()),
+        "a sum");
   }
   void finish_sums() override { lane_->join(); }
   void exchange_slices(const float* data, int64_t count, float* const* parts) override {

@@ -46,15 +46,10 @@ class PartialSums {
   std::vector<Tensor> sums_;
 };
 
-Call collective(const char* op, Tensor t, std::function<void(float*)> f) {
-  Call call{op, {}, {t}, 0, [t, f = std::move(f)](const Run& r) { f(r.out<float>(t)); }};
+Call collective(const char* op, Tensor t, std::function<void(void*)> f) {
+  Call call{op, {}, {t}, 0, [t, f = std::move(f)](const Run& r) { f(r.out<void>(t)); }};
   call.collective = true;
   return call;
-}
-
-Call start_sum(const Bucket& b, Tensor gradients, Communicator* ranks) {
-  return collective("start_sum", gradients,
-                    [=](float* arena) { ranks->start_sum(arena + b.begin, b.end - b.begin); });
 }
 
 // Slices of the arena go to a rank each, which sums them as a binary tree in the ranks' order,
@@ -84,32 +79,59 @@ void sum_in_order(Graph& g, Communicator* ranks, Tensor gradients) {
   g.add(std::move(gather));
 }
 
-void sum_gradients(Graph& g, const Parts& parts, Tensor gradients) {
+// The calls that begin a bucket's sum; behind all sums, `after` brings it back to the gradients.
+std::vector<Call> begin_sum(Graph& g, const Bucket& b, const Parts& parts, Tensor gradients,
+                            std::vector<Call>& after) {
+  const int64_t count = b.end - b.begin;
   Communicator* ranks = parts.ranks;
+  if (parts.sum_type == DType::kF32)
+    return {collective("start_sum", gradients, [=, begin = b.begin](void* arena) {
+      ranks->start_sum(static_cast<float*>(arena) + begin, DType::kF32, count);
+    })};
+  const DType type = parts.sum_type;
+  const Tensor rounded =
+      g.persistent({1, 1, 1, static_cast<int>(count)}, type, "rounded_gradients");
+  after.push_back(g.backend().cast(count, type, rounded, DType::kF32, b.first));
+  return {g.backend().cast(count, DType::kF32, b.first, type, rounded),
+          collective("start_sum", rounded, [=](void* sum) { ranks->start_sum(sum, type, count); })};
+}
+
+void sum_gradients(Graph& g, const Parts& parts, Tensor gradients) {
   const std::vector<Bucket> all = gradient_buckets(g, parts.bucket);
+  std::vector<Call> after;
   if (parts.own > 1) {
-    for (const Bucket& b : all) g.add(start_sum(b, gradients, ranks));
+    for (const Bucket& b : all)
+      for (Call& call : begin_sum(g, b, parts, gradients, after)) g.add(std::move(call));
   } else {
     std::vector<Bucket> from_behind(all.rbegin(), all.rend());
     std::stable_sort(from_behind.begin(), from_behind.end(),
                      [](const Bucket& a, const Bucket& b) { return a.closed > b.closed; });
-    for (const Bucket& b : from_behind) g.insert(b.closed, start_sum(b, gradients, ranks));
+    for (const Bucket& b : from_behind) {
+      size_t at = b.closed;
+      for (Call& call : begin_sum(g, b, parts, gradients, after)) g.insert(at++, std::move(call));
+    }
   }
-  g.add(collective("finish_sums", gradients, [=](float*) { ranks->finish_sums(); }));
+  g.add(
+      collective("finish_sums", gradients, [ranks = parts.ranks](void*) { ranks->finish_sums(); }));
+  for (Call& call : after) g.add(std::move(call));
 }
 
 }  // namespace
 
 std::vector<Bucket> gradient_buckets(const Graph& g, int64_t size) {
   std::vector<size_t> written(g.params().all().size(), 0);
+  std::vector<Tensor> gradients(written.size());
   for (size_t i = 0; i < g.steps().size(); ++i)
     for (Out out : g.steps()[i].call.writes)
-      if (out && g.info({out.slot}).arena == Arena::kGradients && g.info({out.slot}).param >= 0)
-        written[static_cast<size_t>(g.info({out.slot}).param)] = i + 1;
+      if (out && g.info({out.slot}).arena == Arena::kGradients && g.info({out.slot}).param >= 0) {
+        const auto param = static_cast<size_t>(g.info({out.slot}).param);
+        written[param] = i + 1;
+        gradients[param] = {out.slot};
+      }
   std::vector<Bucket> all;
   for (size_t i = written.size(); i-- > 0;) {
     const int64_t begin = g.params()[static_cast<int>(i)].offset;
-    if (all.empty() || begin - all.back().begin >= size) all.push_back({begin, 0, 0});
+    if (all.empty() || begin - all.back().begin >= size) all.push_back({begin, 0, 0, gradients[i]});
     all.back().closed = std::max(all.back().closed, written[i]);
   }
   for (size_t b = 0; b < all.size(); ++b)
@@ -135,7 +157,7 @@ void add_parts(Graph& g, const Parts& parts, int images_per_part) {
       sum_in_order(g, parts.ranks, gradients);
     else
       sum_gradients(g, parts, gradients);
-    g.add(collective("share_losses", losses, [ranks = parts.ranks, own = parts.own](float* all) {
+    g.add(collective("share_losses", losses, [ranks = parts.ranks, own = parts.own](void* all) {
       ranks->share_in_step(all, sizeof(float) * static_cast<size_t>(own));
     }));
   }

@@ -17,6 +17,7 @@ struct Parts {
   bool in_order = false;
   Communicator* ranks = nullptr;  // null where one process runs them all
   int64_t bucket = 1 << 20;       // parameters whose gradients are summed over ranks at a time
+  DType sum_type = DType::kF32;   // of these sums where they are not in order; or bf16
 
   bool split() const { return total > 1; }
   int first() const { return ranks == nullptr ? 0 : ranks->rank() * own; }
@@ -27,6 +28,7 @@ struct Parts {
 struct Bucket {
   int64_t begin = 0, end = 0;
   size_t closed = 0;
+  Tensor first;  // the gradient at `begin`
 };
 // Of some `size` parameters each, in the arena's order, which is that in which the backward pass
 // finishes gradients.

@@ -40,6 +40,7 @@ nlohmann::ordered_json train_to_json(const TrainConfig& t) {
           {"flip", t.flip},
           {"seed", t.seed},
           {"precision", t.precision},
+          {"gradient_sums", t.gradient_sums},
           {"reduction_shards", t.reduction_shards},
           {"accumulate", t.accumulate},
           {"save_every", t.save_every},
@@ -67,6 +68,7 @@ TrainConfig train_from_json(JsonObject json) {
   t.flip = json.get_bool("flip");
   t.seed = static_cast<uint64_t>(json.get_int("seed", 0, std::numeric_limits<int64_t>::max()));
   t.precision = json.get_string("precision", {"auto", "fp32", "tf32", "bf16"});
+  t.gradient_sums = json.get_string("gradient_sums", {"fp32", "bf16"}, "fp32");
   t.reduction_shards = static_cast<int>(json.get_int("reduction_shards", 0, 1 << 20, 0));
   t.accumulate = static_cast<int>(json.get_int("accumulate", 1, 1 << 20, 1));  // nor these two
   t.save_every = json.get_int("save_every", 0, kMaxSteps);

@@ -28,6 +28,7 @@ struct TrainConfig {
   bool flip = false;
   uint64_t seed = 0;
   std::string precision = "auto";
+  std::string gradient_sums = "fp32";  // over ranks: "fp32" or "bf16"
   int reduction_shards = 0;  // parts whose gradients are summed in a fixed order; 0 = by ranks
   int accumulate = 1;        // parts of a rank, one after the other, where there are no shards
   int64_t save_every = 1000, sample_every = 1000, log_every = 50;

@@ -16,8 +16,10 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/bf16.h"
 #include "tests/simt/host_lane.h"
 
+using ddpm::bf16;
 using ddpm::test::HostLane;
 
 namespace {
@@ -146,9 +148,16 @@ ncclResult_t ncclCommAbort(ncclComm_t) {
 
 ncclResult_t ncclAllReduce(const void* from, void* to, size_t count, ncclDataType_t type,
                            ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream) {
-  if (from != to || type != ncclFloat32 || op != ncclSum) return refuse(comm, "an unknown sum");
+  const bool narrow = type == ncclBfloat16;
+  if (from != to || (type != ncclFloat32 && !narrow) || op != ncclSum)
+    return refuse(comm, "an unknown sum");
   return enqueue(comm, stream, "all_reduce " + std::to_string(count), [=] {
-    MPI_Allreduce(MPI_IN_PLACE, to, static_cast<int>(count), MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
+    std::vector<float> wide;
+    if (narrow)
+      for (size_t i = 0; i < count; ++i) wide.push_back(ddpm::to_float(static_cast<bf16*>(to)[i]));
+    MPI_Allreduce(MPI_IN_PLACE, narrow ? wide.data() : to, static_cast<int>(count), MPI_FLOAT,
+                  MPI_SUM, MPI_COMM_WORLD);
+    for (size_t i = 0; i < wide.size(); ++i) static_cast<bf16*>(to)[i] = ddpm::to_bf16(wide[i]);
   });
 }
 

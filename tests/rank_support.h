@@ -4,12 +4,14 @@
 #include <catch2/catch.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "engine/comm.h"
+#include "kernels/bf16.h"
 #include "tests/child.h"
 #include "tests/support.h"
 
@@ -82,8 +84,8 @@ inline void check_sums(Communicator& ranks) {
     const std::vector<float>& own = parts[static_cast<size_t>(ranks.rank())];
     std::vector<float> tree = own, two = own;
     sum_in_order(ranks, tree);
-    ranks.start_sum(two.data(), count / 2);
-    ranks.start_sum(two.data() + count / 2, count - count / 2);
+    ranks.start_sum(two.data(), DType::kF32, count / 2);
+    ranks.start_sum(two.data() + count / 2, DType::kF32, count - count / 2);
     ranks.finish_sums();
     std::vector<double> exact(parts[0].size());
     for (const auto& part : parts)
@@ -98,6 +100,35 @@ inline void check_sums(Communicator& ranks) {
     for (const std::string& other : gather(ranks, bytes)) CHECK(other == bytes);
   }
   if (const auto seconds = ranks.seconds(); seconds && size > 1) CHECK(seconds->summing > 0);
+}
+
+// Each addition of bf16 is off by half a unit in its last place, and of two ranks by no more.
+inline void check_rounded_sums(Communicator& ranks) {
+  const int count = 100003, size = ranks.size();
+  std::vector<std::vector<float>> parts;
+  for (int r = 0; r < size; ++r)
+    parts.push_back(random_values(count, static_cast<uint64_t>(r + 1), 1.0f + 10.0f * r));
+  std::vector<bf16> sum;
+  for (float v : parts[static_cast<size_t>(ranks.rank())]) sum.push_back(to_bf16(v));
+  ranks.start_sum(sum.data(), DType::kBF16, count / 2);
+  ranks.start_sum(sum.data() + count / 2, DType::kBF16, count - count / 2);
+  ranks.finish_sums();
+  size_t wrong = 0;
+  for (size_t i = 0; i < sum.size(); ++i) {
+    double exact = 0, most = 0;
+    for (const auto& part : parts) {
+      exact += to_float(to_bf16(part[i]));
+      most += std::abs(to_float(to_bf16(part[i])));
+    }
+    const double found = to_float(sum[i]);
+    if (size <= 2)
+      wrong += found != to_float(to_bf16(static_cast<float>(exact)));
+    else
+      wrong += std::abs(found - exact) > most * (size - 1) * 0x1.02p-8;
+  }
+  CHECK(wrong == 0);
+  const std::string bytes(reinterpret_cast<const char*>(sum.data()), sum.size() * sizeof(bf16));
+  for (const std::string& other : gather(ranks, bytes)) CHECK((other == bytes));
 }
 
 inline void check_agreement(Communicator& ranks) {

@@ -343,7 +343,7 @@ namespace {
 class NotedRanks final : public Communicator {
  public:
   struct Sum {
-    const float* data;
+    const void* data;
     int64_t count;
     size_t calls;
   };
@@ -353,7 +353,10 @@ class NotedRanks final : public Communicator {
   std::string description() const override { return "noted"; }
   void broadcast(void*, size_t) override {}
   void share(void*, size_t) override {}
-  void start_sum(float* data, int64_t count) override { sums.push_back({data, count, calls_}); }
+  void start_sum(void* data, DType type, int64_t count) override {
+    sums.push_back({data, count, calls_});
+    types.insert(type);
+  }
   void finish_sums() override { finished_at = calls_; }
   void exchange_slices(const float* data, int64_t count, float* const* parts) override {
     exchanged = {data, count, calls_};
@@ -368,6 +371,7 @@ class NotedRanks final : public Communicator {
   void announce_failure(const std::string&) override {}
 
   std::vector<Sum> sums;
+  std::set<DType> types;
   Sum exchanged{}, gathered{};
   std::vector<const float*> slices;
   size_t finished_at = 0;
@@ -432,7 +436,7 @@ TEST_CASE("graph: a bucket's sum over ranks begins when its last gradient is wri
     CHECK(sum.data == at);
     size_t last = 0;
     for (const auto& [gradient, call] : step.written)
-      if (gradient >= sum.data && gradient < sum.data + sum.count) last = std::max(last, call);
+      if (gradient >= at && gradient < at + sum.count) last = std::max(last, call);
     // Behind the last writer, and before any other work.
     CHECK(last + 1 < sum.calls);
     CHECK(last + 4 > sum.calls);
@@ -441,6 +445,16 @@ TEST_CASE("graph: a bucket's sum over ranks begins when its last gradient is wri
   CHECK(at == step.gradients + step.count);
   CHECK(sums.front().calls < sums.back().calls * 3 / 4);
   CHECK(step.ranks.finished_at == step.calls);
+  CHECK(step.ranks.types == std::set<DType>{DType::kF32});
+  const SummedStep rounded(Parts{.total = 2, .sum_type = DType::kBF16});
+  CHECK(rounded.ranks.types == std::set<DType>{DType::kBF16});
+  REQUIRE(rounded.ranks.sums.size() == sums.size());
+  for (size_t i = 0; i < sums.size(); ++i) {
+    CHECK(rounded.ranks.sums[i].count == sums[i].count);
+    // Behind a cast for itself and for each bucket that was complete before.
+    CHECK(rounded.ranks.sums[i].calls > sums[i].calls);
+    CHECK(rounded.ranks.sums[i].calls <= sums[i].calls + 2 * sums.size());
+  }
   // With more parts on a rank, or in order, the sum comes after the last part.
   const SummedStep parts(Parts{.total = 4, .own = 2}), ordered(Parts{.total = 2, .in_order = true});
   CHECK(parts.ranks.sums.size() == sums.size());

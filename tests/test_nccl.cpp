@@ -75,18 +75,19 @@ TEST_CASE("nccl: messages, sums and agreement, on 1 to 3 ranks", "[nccl_messages
   CHECK(ranks->description() == nccl_library());
   check_messages(*ranks);
   check_sums(*ranks);
+  check_rounded_sums(*ranks);
   check_agreement(*ranks);
 }
 
 namespace {
 
 struct Trained {
-  std::vector<float> weights;
+  std::vector<float> weights, gradients;
   double loss = 0;
   std::vector<std::vector<std::string>> lane;  // of each step
 };
 
-Trained train(Device& device, const Parts& parts) {
+Trained train(Device& device, const Parts& parts, int steps = 3) {
   TrainerOptions o;
   o.batch_size = 4;
   o.parts = parts;
@@ -95,12 +96,13 @@ Trained train(Device& device, const Parts& parts) {
                   make_shapes(8, {1, 8, 8, 3}));
   trainer.initialize(5);
   Trained t;
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < steps; ++i) {
     if (device.lane != nullptr) device.lane->take_events();
     trainer.step();
     if (device.lane != nullptr) t.lane.push_back(device.lane->take_events());
   }
   t.weights = trainer.store().read(Arena::kWeights);
+  t.gradients = trainer.store().read(Arena::kGradients);
   t.loss = trainer.state().loss_sum;
   return t;
 }
@@ -148,6 +150,15 @@ TEST_CASE("nccl: a step over ranks is the step of one, and each has the same one
           std::vector<std::string>{"join", "fork", "all_gather 4", "join"});
     CHECK(count(step, "join") == 2);
   }
+  // Rounded: gradients of 8 bits, near the others, and the same operations between ranks.
+  Parts rounded{.total = 2, .ranks = ranks.get(), .bucket = 2000, .sum_type = DType::kBF16};
+  const Trained narrow = train(device, rounded, 1);
+  const Trained wide = train(alone, {}, 1);
+  for (float g : narrow.gradients) REQUIRE(to_float(to_bf16(g)) == g);
+  CHECK(relative_error(narrow.gradients, wide.gradients) < 4e-3);
+  CHECK(relative_error(narrow.gradients, wide.gradients) > 1e-4);
+  CHECK(narrow.lane[0] == two.lane[0]);
+  check_same_everywhere(*ranks, narrow);
   // In order: bytes as of one process with two parts.
   const Trained parts = train(alone, {.total = 2, .own = 2, .in_order = true});
   const Trained ordered = train(device, {.total = 2, .in_order = true, .ranks = ranks.get()});
@@ -169,7 +180,7 @@ class Noted final : public Communicator {
   std::string description() const override { return "noted"; }
   void broadcast(void*, size_t) override { ++broadcasts; }
   void share(void*, size_t) override { ++shares; }
-  void start_sum(float*, int64_t) override { FAIL("a sum of the device"); }
+  void start_sum(void*, DType, int64_t) override { FAIL("a sum of the device"); }
   void finish_sums() override { FAIL("a sum of the device"); }
   void exchange_slices(const float*, int64_t, float* const*) override { FAIL("a device's slices"); }
   void gather_slices(const float*, float*, int64_t) override { FAIL("a device's slices"); }
@@ -201,7 +212,7 @@ TEST_CASE("nccl: beside MPI only the device's sums go by NCCL", "[nccl_beside]")
   CHECK(control.shares == 1);
   CHECK(device.lane->take_events().empty());
   std::vector<float> sum(10, 1.0f);
-  ranks->start_sum(sum.data(), 10);
+  ranks->start_sum(sum.data(), DType::kF32, 10);
   ranks->finish_sums();
   CHECK(device.lane->take_events() == std::vector<std::string>{"fork", "all_reduce 10", "join"});
   CHECK(ranks->description() == nccl_library() + " and noted");
@@ -262,7 +273,7 @@ TEST_CASE("nccl: the stand-in finds operations that differ between ranks", "[ncc
   Device device;
   const auto ranks = device.join();
   std::vector<float> sum(11, 1.0f);
-  ranks->start_sum(sum.data(), 10 + ranks->rank());
+  ranks->start_sum(sum.data(), DType::kF32, 10 + ranks->rank());
   ranks->finish_sums();
   std::this_thread::sleep_for(std::chrono::seconds(100));
 }

@@ -148,8 +148,9 @@ TEST_CASE("simt.copy: fp32 beside a compute type of bf16", "[copy]") {
   CHECK_THROWS_AS(backend->copy(3, DType::kI32, {0}, {1}, Write::kOverwrite), Error);
 }
 
-TEST_CASE("simt.cast: to bf16 and back, ties to even, NaN and infinity kept", "[cast]") {
-  const auto backend = test::make_kernel_backend(DType::kBF16);
+namespace {
+
+void check_cast(Backend& backend) {
   for (const int64_t count : kCounts) {
     auto x = random_values(count, 1, 1e3f);
     x[0] = 1 + 0x1p-8f;  // a tie
@@ -158,11 +159,11 @@ TEST_CASE("simt.cast: to bf16 and back, ties to even, NaN and infinity kept", "[
       x[2] = -HUGE_VALF;
       x[8] = 1 + 3 * 0x1p-8f;
     }
-    test::Bench bench(*backend);
+    test::Bench bench(backend);
     const In xs = bench.in(x);
     const Out narrow = bench.out<bf16>(count), wide = bench.out(count);
-    bench.run(backend->cast(count, DType::kF32, xs, DType::kBF16, narrow));
-    bench.run(backend->cast(count, DType::kBF16, {narrow.slot}, DType::kF32, wide));
+    bench.run(backend.cast(count, DType::kF32, xs, DType::kBF16, narrow));
+    bench.run(backend.cast(count, DType::kBF16, {narrow.slot}, DType::kF32, wide));
     INFO("count " << count);
     const auto bits = bench.get<bf16>(narrow);
     const auto back = bench.get(wide);
@@ -178,6 +179,16 @@ TEST_CASE("simt.cast: to bf16 and back, ties to even, NaN and infinity kept", "[
       REQUIRE(back[i] == to_float(bits[i]));
     }
   }
+}
+
+}  // namespace
+
+TEST_CASE("cast: to bf16 and back, ties to even, NaN and infinity kept", "[cast]") {
+  check_cast(*make_cpu_backend({.threads = 2}));
+}
+
+TEST_CASE("simt.cast: to bf16 and back, ties to even, NaN and infinity kept", "[cast]") {
+  check_cast(*test::make_kernel_backend(DType::kBF16));
 }
 
 TEST_CASE("silu, copy: nothing to do is refused", "[silu][copy]") {

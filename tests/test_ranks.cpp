@@ -84,6 +84,7 @@ TEST_CASE("ranks: messages, sums and agreement, on 1 to 4 ranks", "[ranks_inside
        .leave = [] { ::_exit(8); }});
   check_messages(*ranks);
   check_sums(*ranks);
+  check_rounded_sums(*ranks);
   check_agreement(*ranks);
   check_weights(*ranks);
 }
@@ -158,6 +159,29 @@ TEST_CASE("ranks: the batch over ranks and parts is the batch", "[ranks]") {
   }
 }
 
+TEST_CASE("ranks: --gradient-sums bf16 says so, and rounds gradients alone", "[ranks]") {
+  const TempFolder tmp;
+  const std::string more = "--batch-size 12 --steps 3 --log-every 1 ";
+  for (const auto& [name, flags] :
+       std::map<std::string, std::string>{{"fp32", ""},
+                                          {"bf16", "--gradient-sums bf16"},
+                                          {"parts", "--gradient-sums bf16 --accumulate 2"}}) {
+    const int code = train(2, tmp / name, more + flags, tmp / "log").wait();
+    const std::string log = get_bytes(tmp / "log");
+    INFO(log);
+    REQUIRE(code == 0);
+    CHECK((log.find("; gradients are summed in bf16") != std::string::npos) == (name != "fp32"));
+  }
+  const auto exact = metrics_of(tmp / "fp32");
+  for (const char* name : {"bf16", "parts"}) {
+    const auto rounded = metrics_of(tmp / name);
+    CHECK(rounded[0]["loss"].get<double>() == Approx(exact[0]["loss"].get<double>()).epsilon(1e-6));
+    const double a = rounded[0]["grad_norm"], b = exact[0]["grad_norm"];
+    CHECK(a == Approx(b).epsilon(1e-3));
+    CHECK(std::abs(a - b) > 1e-7 * b);
+  }
+}
+
 TEST_CASE("ranks: pictures are drawn by all of them", "[ranks]") {
   const TempFolder tmp;
   const std::string more = "--batch-size 4 --steps 1 --reduction-shards 4 ";
@@ -185,7 +209,9 @@ TEST_CASE("ranks: what cannot be shared out is exit 2 and named, by one rank", "
            {3, "--batch-size 8 --reduction-shards 4", "cannot be shared out to 3 ranks"},
            {1, "--batch-size 8 --reduction-shards 6", "must be a power of two"},
            {1, "--batch-size 4 --reduction-shards 8", "--batch-size 4: does not divide into 8"},
-           {1, "--batch-size 8 --reduction-shards 4 --accumulate 2", "exclude each other"}}) {
+           {1, "--batch-size 8 --reduction-shards 4 --accumulate 2", "exclude each other"},
+           {2, "--batch-size 8 --reduction-shards 4 --gradient-sums bf16",
+            "sums in order are in"}}) {
     const std::string more = c.more + " --steps 1";
     const int code = c.ranks == 1 ? Child(train_command(tmp / "run", more), tmp / "log").wait()
                                   : train(c.ranks, tmp / "run", more, tmp / "log").wait();

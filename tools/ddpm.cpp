@@ -72,6 +72,8 @@ void add_train(CLI::App& program, TrainArgs& args, Status& status) {
               "parts that a rank cuts its share of the batch into, for want of memory; default 1");
   add_setting(app, args, "--reduction-shards", "train.reduction_shards",
               "a power of two, at least the ranks: a result that does not depend on their number");
+  add_setting(app, args, "--gradient-sums", "train.gradient_sums",
+              "over ranks in fp32 (default), or in bf16: half the bytes, 8 bits of each gradient");
   app->add_option("--comm-timeout", args.comm_timeout,
                   "seconds without a sign of life after which another rank is lost")
       ->check(CLI::Range(1.0, 86400.0))

@@ -112,6 +112,11 @@ Parts parts_of(const TrainConfig& train, Communicator& ranks) {
            "--accumulate %d and --reduction-shards %d exclude each other: shards "
            "are run one after the other already",
            train.accumulate, shards);
+    if (train.gradient_sums != "fp32")
+      fail(Status::kUsage,
+           "--gradient-sums %s and --reduction-shards %d exclude each other: sums in order are in "
+           "fp32",
+           train.gradient_sums.c_str(), shards);
     if (size > shards || shards % size != 0)
       fail(Status::kUsage,
            "--reduction-shards %d: cannot be shared out to %d ranks; use 1, 2, 4 "
@@ -136,6 +141,7 @@ Parts parts_of(const TrainConfig& train, Communicator& ranks) {
          "share it: use one process, or train.timesteps uniform",
          size);
   parts.own = parts.total / size;
+  if (train.gradient_sums == "bf16") parts.sum_type = DType::kBF16;
   return parts;
 }
 

@@ -218,7 +218,9 @@ void Run::print_header(const std::string& start) {
       ranks_.size() > 1 ? ranks_text(ranks_, backend_.description()) : std::string();
   const std::vector<std::string> numerics = gather(ranks_, backend_.numerics());
   if (!first()) return;
-  if (!ranks.empty()) std::fprintf(stderr, "ranks    %s\n", ranks.c_str());
+  if (!ranks.empty())
+    std::fprintf(stderr, "ranks    %s%s\n", ranks.c_str(),
+                 train().gradient_sums == "bf16" ? "; gradients are summed in bf16" : "");
   for (const std::string& n : numerics)
     if (n != numerics[0]) {
       std::fprintf(stderr,

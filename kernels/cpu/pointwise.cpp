@@ -5,6 +5,7 @@
 #include <numbers>
 #include <vector>
 
+#include "kernels/bf16.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/parallel.h"
 
@@ -66,10 +67,30 @@ Call CpuBackend::silu_backward(int64_t count, In x, In dy, Out dx, Write write) 
           }};
 }
 
+namespace {
+
+template <typename From, typename To, typename F>
+Call cast_elements(int threads, int64_t count, In x, Out y, F convert) {
+  DDPM_CHECK(count > 0, "cast: %lld elements", static_cast<long long>(count));
+  return {"cast", {x}, {y}, 0, [=](const Run& r) {
+            const From* from = r.in<From>(x);
+            To* to = r.out<To>(y);
+            parallel_elements(threads, count, [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) to[i] = convert(from[i]);
+            });
+          }};
+}
+
+}  // namespace
+
 Call CpuBackend::cast(int64_t count, DType from, In x, DType to, Out y) {
-  DDPM_CHECK(from == DType::kF32 && to == DType::kF32, "cast: %s to %s, the CPU has fp32 only",
-             name_of(from), name_of(to));
-  return copy(count, DType::kF32, x, y, Write::kOverwrite);
+  if (from == DType::kF32 && to == DType::kF32)
+    return copy(count, DType::kF32, x, y, Write::kOverwrite);
+  if (from == DType::kF32 && to == DType::kBF16)
+    return cast_elements<float, bf16>(threads_, count, x, y, to_bf16);
+  if (from == DType::kBF16 && to == DType::kF32)
+    return cast_elements<bf16, float>(threads_, count, x, y, [](bf16 v) { return to_float(v); });
+  fail(Status::kBug, "cast: %s to %s", name_of(from), name_of(to));
 }
 
 Call CpuBackend::copy(int64_t count, DType type, In x, Out y, Write write) {
