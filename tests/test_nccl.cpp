@@ -87,11 +87,13 @@ struct Trained {
   std::vector<std::vector<std::string>> lane;  // of each step
 };
 
-Trained train(Device& device, const Parts& parts, int steps = 3) {
+// Where every layer is active, a step's gradients are something everywhere.
+Trained train(Device& device, const Parts& parts, int steps = 3, bool active = false) {
   TrainerOptions o;
   o.batch_size = 4;
   o.parts = parts;
   o.adam.learning_rate = 1e-3f;
+  o.activate_zero_layers = active;
   Trainer trainer(*device.backend, small_unet(), SchedulerConfig{}, o,
                   make_shapes(8, {1, 8, 8, 3}));
   trainer.initialize(5);
@@ -152,11 +154,12 @@ TEST_CASE("nccl: a step over ranks is the step of one, and each has the same one
   }
   // Rounded: gradients of 8 bits, near the others, and the same operations between ranks.
   Parts rounded{.total = 2, .ranks = ranks.get(), .bucket = 2000, .sum_type = DType::kBF16};
-  const Trained narrow = train(device, rounded, 1);
-  const Trained wide = train(alone, {}, 1);
+  const Trained exact = train(alone, {}, 1, true), narrow = train(device, rounded, 1, true);
+  const Trained wide = train(device, {.total = 2, .ranks = ranks.get(), .bucket = 2000}, 1, true);
+  CHECK(relative_error(wide.gradients, exact.gradients) < 1e-6);
   for (float g : narrow.gradients) REQUIRE(to_float(to_bf16(g)) == g);
-  CHECK(relative_error(narrow.gradients, wide.gradients) < 4e-3);
-  CHECK(relative_error(narrow.gradients, wide.gradients) > 1e-4);
+  CHECK(relative_error(narrow.gradients, exact.gradients) < 4e-3);
+  CHECK(relative_error(narrow.gradients, exact.gradients) > 1e-4);
   CHECK(narrow.lane[0] == two.lane[0]);
   check_same_everywhere(*ranks, narrow);
   // In order: bytes as of one process with two parts.
