@@ -43,5 +43,5 @@ fuzz() {  # fuzz TARGET
           exit inputs == 0 }' "$log"
 }
 export -f fuzz
-printf '%s\n' safetensors config manifest packed cifar png jpeg progress |
+printf '%s\n' safetensors config manifest packed cifar png jpeg progress suspended |
   xargs -P "$(nproc)" -I{} bash -c 'fuzz {}'

@@ -9,8 +9,10 @@
 #include "engine/file_io.h"
 #include "engine/safetensors.h"
 #include "model/run_config.h"
+#include "tests/fuzz/suspended_model.h"
 #include "tools/eval_progress.h"
 #include "tools/image_io.h"
+#include "tools/suspended.h"
 
 using namespace ddpm;
 
@@ -94,6 +96,24 @@ int main(int argc, char** argv) {
   progress.sums.images = 2;
   progress.sums.image_terms = progress.sums.image_mse = {0.5};
   tools::write_eval_progress(root + "/progress/three", progress);
+  make_folders(root + "/suspended");
+  const fuzz::SuspendedModel model;
+  const Pipeline& p = model.pipeline();
+  tools::Sampling s{.seed = 1, .num = 3, .batch_size = 2, .sampler = "ddim"};
+  s.rows = {{.t = 9, .x_previous = 1}, {.t = 5, .x_previous = 1}, {.t = 0}};
+  s.labels = {0, 1, 2};
+  s.guidance = 2;
+  s.model = model_hash(p);
+  s.steps_done = 1;
+  s.x = s.previous = {1, 2, 3, 4, 5, 6, 7, 8};
+  s.starts = {1, 1, 1, 1};
+  const Shape image{1, 2, 2, 1};
+  tools::write_sampling(root + "/suspended/first", s, image);
+  s.images_done = 2;
+  s.images = s.x;
+  s.starts = {};
+  s.x = s.previous = {1, 2, 3, 4};
+  tools::write_sampling(root + "/suspended/second", s, image);
   for (const char* target : {"safetensors", "packed"}) {
     make_folders(root + "/" + target);
     write_tensors(root + "/" + target + "/tensors");
