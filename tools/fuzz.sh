@@ -28,7 +28,7 @@ mkdir -p found corpus
 fuzz() {  # fuzz TARGET
   local log=fuzz_$1.log
   mkdir -p "corpus/$1"
-  if ! "./fuzz_$1" -max_total_time="$seconds" -print_final_stats=1 -use_value_profile=1 -timeout=10 \
+  if ! "./fuzz_$1" -max_total_time="$seconds" -print_final_stats=1 -timeout=10 \
     -rss_limit_mb=1536 -max_len=16384 -artifact_prefix="found/$1-" "corpus/$1" "seeds/$1" \
     >"$log" 2>&1; then
     tail -n 40 "$log" >&2
