@@ -14,6 +14,18 @@ namespace ddpm {
 
 using nlohmann::json;
 
+namespace {
+
+// A container whose children have none is cleared, and destroyed, without an allocation. As deep as
+// JsonLimits::depth lets a text be.
+void take_apart(json& value) noexcept {
+  if (!value.is_structured()) return;
+  for (json& child : value) take_apart(child);
+  value.clear();
+}
+
+}  // namespace
+
 std::string printable(std::string_view text, size_t max_bytes) {
   std::string out;
   for (const char c : text.substr(0, max_bytes))
@@ -171,6 +183,11 @@ bool JsonReader::parse_error(size_t position, const std::string&, const json::ex
   visitor_.reject(printable(reason, 160));
 }
 
+void JsonDeleter::operator()(json* value) const noexcept {
+  take_apart(*value);
+  delete value;
+}
+
 void visit_json(std::string_view text, const std::string& name, Status status, JsonVisitor& visitor,
                 const JsonLimits& limits, size_t offset) {
   JsonReader(visitor, name, status, limits, offset).read(text);
@@ -178,10 +195,11 @@ void visit_json(std::string_view text, const std::string& name, Status status, J
 
 namespace {
 
-// Builds a nlohmann::json, rejecting duplicate keys.
+// Builds a document, rejecting duplicate keys. Only values without children are ever nlohmann's to
+// destroy.
 class ValueBuilder : public JsonVisitor {
  public:
-  json take() { return std::move(root_); }
+  JsonDocument take() { return std::move(root_); }
 
   void null() override { add(nullptr); }
   void boolean(bool value) override { add(value); }
@@ -202,14 +220,14 @@ class ValueBuilder : public JsonVisitor {
   // A pointer to the value stays valid while it is open: nothing is added beside it until it
   // closes.
   json* add(json value) {
-    if (open_.empty()) return &(root_ = std::move(value));
+    if (open_.empty()) return &(*root_ = std::move(value));
     json& parent = *open_.back();
     if (parent.is_object()) return &(parent[key_] = std::move(value));
     parent.push_back(std::move(value));
     return &parent.back();
   }
 
-  json root_;
+  JsonDocument root_{new json};
   std::vector<json*> open_;
   std::string key_;
 };
@@ -257,27 +275,21 @@ std::string element(const std::string& key, size_t i) {
 
 }  // namespace
 
-json parse_json(std::string_view text, const std::string& name, Status status,
-                const JsonLimits& limits) {
+JsonDocument parse_json(std::string_view text, const std::string& name, Status status,
+                        const JsonLimits& limits) {
   ValueBuilder builder;
   visit_json(text, name, status, builder, limits);
   return builder.take();
 }
 
-json read_json_file(const std::string& path, Status status, const JsonLimits& limits) {
+JsonDocument read_json_file(const std::string& path, Status status, const JsonLimits& limits) {
   return parse_json(read_small_file(path, limits.bytes, status), path, status, limits);
 }
 
 std::string to_text(const nlohmann::ordered_json& value) { return value.dump(2) + "\n"; }
 
-JsonObject read_json_object(const std::string& path, Status status, const JsonLimits& limits) {
-  return JsonObject(path, read_json_file(path, status, limits));
-}
-
-JsonObject::JsonObject(std::string name, json value, std::string scope)
-    : name_(std::move(name)),
-      scope_(std::move(scope)),
-      value_(std::make_shared<const json>(std::move(value))) {
+JsonObject::JsonObject(std::string name, const json& value, std::string scope)
+    : name_(std::move(name)), scope_(std::move(scope)), value_(&value) {
   if (!value_->is_object())
     fail(Status::kConfig, "%s: %s is %s; it must be an object: {...}", name_.c_str(),
          scope_.empty() ? "the content" : in_quotes(scope_).c_str(), shown(*value_).c_str());
@@ -301,8 +313,9 @@ void JsonObject::reject(const std::string& key, const json& value,
 }
 
 void JsonObject::reject(const std::string& key, const std::string& allowed) const {
+  const json missing;
   const auto it = value_->find(key);
-  reject(key, it == value_->end() ? json() : *it, allowed);
+  reject(key, it == value_->end() ? missing : *it, allowed);
 }
 
 std::vector<std::string> JsonObject::keys() const {
@@ -394,8 +407,9 @@ std::vector<std::string> JsonObject::get_string_list(
 }
 
 JsonObject JsonObject::get_object(const std::string& key) {
+  static const json empty = json::object();
   const json* value = find(key, false, "");
-  return JsonObject(name_, value == nullptr ? json::object() : *value,
+  return JsonObject(name_, value == nullptr ? empty : *value,
                     scope_.empty() ? key : scope_ + "." + key);
 }
 

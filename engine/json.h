@@ -56,12 +56,18 @@ class JsonVisitor {
 void visit_json(std::string_view text, const std::string& name, Status status, JsonVisitor& visitor,
                 const JsonLimits& limits = {}, size_t offset = 0);
 
-// The text as a value; duplicate keys are rejected too.
-nlohmann::json parse_json(std::string_view text, const std::string& name, Status status,
-                          const JsonLimits& limits = {});
+// nlohmann's destructor of a value with children allocates, and ends the process where it cannot.
+// This takes the value apart from its leaves up, which allocates nothing.
+struct JsonDeleter {
+  void operator()(nlohmann::json* value) const noexcept;
+};
+using JsonDocument = std::unique_ptr<nlohmann::json, JsonDeleter>;
+
+// The text as a value, never null; duplicate keys are rejected too.
+JsonDocument parse_json(std::string_view text, const std::string& name, Status status,
+                        const JsonLimits& limits = {});
 // The file's value; a missing or unusable file is Error(status).
-nlohmann::json read_json_file(const std::string& path, Status status,
-                              const JsonLimits& limits = {});
+JsonDocument read_json_file(const std::string& path, Status status, const JsonLimits& limits = {});
 
 // The text of a file: two-space indent, keys in the order they were added, a newline at the end.
 std::string to_text(const nlohmann::ordered_json& value);
@@ -74,8 +80,10 @@ std::string in_quotes(std::string_view text, size_t max_bytes = 80);
 // rejects the others. A getter without a fallback requires its key. Errors are Error(kConfig).
 class JsonObject {
  public:
-  // `name` is the file, `scope` the dotted path of this object in it.
-  JsonObject(std::string name, nlohmann::json value, std::string scope = "");
+  // `name` is the file, `scope` the dotted path of this object in it. `value` is not copied, and
+  // must stay.
+  JsonObject(std::string name, const nlohmann::json& value, std::string scope = "");
+  JsonObject(std::string name, nlohmann::json&& value, std::string scope = "") = delete;
 
   bool has(const std::string& key);      // present, null included
   bool is_null(const std::string& key);  // present and null
@@ -111,11 +119,8 @@ class JsonObject {
 
   std::string name_;
   std::string scope_;
-  std::shared_ptr<const nlohmann::json> value_;
+  const nlohmann::json* value_;
   std::vector<std::string> known_;
 };
-
-// The file's value, which must be an object.
-JsonObject read_json_object(const std::string& path, Status status, const JsonLimits& limits = {});
 
 }  // namespace ddpm

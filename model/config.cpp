@@ -291,13 +291,13 @@ SchedulerConfig scheduler_from_json(const json& value, const std::string& file,
 }
 
 UNetConfig parse_unet_config(std::string_view text, const std::string& file) {
-  return unet_from_json(parse_json(text, file, Status::kConfig), file);
+  return unet_from_json(*parse_json(text, file, Status::kConfig), file);
 }
 
 SchedulerConfig parse_scheduler_config(std::string_view text, const std::string& file) {
   JsonLimits limits;
   limits.bytes = size_t{4} << 20;  // trained_betas of 100,000 timesteps
-  return scheduler_from_json(parse_json(without_infinity(text), file, Status::kConfig, limits),
+  return scheduler_from_json(*parse_json(without_infinity(text), file, Status::kConfig, limits),
                              file);
 }
 

@@ -28,18 +28,18 @@ std::string cache_folder() {
 }
 
 // {library: its plans}; empty where there is no file, or one that something else left there.
-nlohmann::json read_cache(const std::string& path) {
+JsonDocument read_cache(const std::string& path) {
   try {
     JsonLimits limits;
     limits.bytes = size_t{16} << 20;
     if (file_exists(path)) {
-      nlohmann::json cache = read_json_file(path, Status::kFile, limits);
-      if (cache.is_object()) return cache;
+      JsonDocument cache = read_json_file(path, Status::kFile, limits);
+      if (cache->is_object()) return cache;
     }
   } catch (const Error&) {
     // It is written anew.
   }
-  return nlohmann::json::object();
+  return JsonDocument(new nlohmann::json(nlohmann::json::object()));
 }
 
 std::unique_ptr<Backend> make_backend(const DeviceOptions& o, const BackendOptions& options) {
@@ -61,9 +61,10 @@ std::unique_ptr<Backend> make_backend(const DeviceOptions& o, const BackendOptio
 void recall_plans(Backend& backend) {
   const std::string own = backend.plans(), folder = cache_folder();
   if (own.empty() || folder.empty()) return;
-  const nlohmann::json cache = read_cache(folder + "/plans.json");
-  const auto kept = cache.find(nlohmann::json::parse(own)["library"].get<std::string>());
-  if (kept == cache.end()) return;
+  const JsonDocument table = parse_json(own, "plans", Status::kBug);
+  const JsonDocument cache = read_cache(folder + "/plans.json");
+  const auto kept = cache->find(table->at("library").get_ref<const std::string&>());
+  if (kept == cache->end()) return;
   try {
     backend.use_plans(kept->dump());
   } catch (const Error&) {
@@ -87,7 +88,7 @@ void keep_plans(const Backend& backend) {
   if (own.empty() || folder.empty()) return;
   const nlohmann::json table = nlohmann::json::parse(own);
   const std::string path = folder + "/plans.json", library = table["library"];
-  nlohmann::json cache = read_cache(path);
+  nlohmann::json cache = *read_cache(path);
   const nlohmann::json before = cache;
   nlohmann::json& kept = cache[library];
   if (kept.is_object() && kept.contains("plans") && kept["plans"].is_object())

@@ -156,8 +156,8 @@ Manifest read_manifest(const std::string& folder) {
   JsonLimits limits;
   limits.bytes = size_t{16} << 20;  // a line per tensor
   const std::string text = read_small_file(path, limits.bytes);
-  const nlohmann::json all = parse_json(text, path, Status::kFile, limits);
-  JsonObject json(path, all);
+  const JsonDocument all = parse_json(text, path, Status::kFile, limits);
+  JsonObject json(path, *all);
   constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
   json.get_int("format", 1, 1);
   Manifest m;
@@ -171,7 +171,7 @@ Manifest read_manifest(const std::string& folder) {
   m.numerics = plan.get_string("numerics");
   if (plan.has("table")) {  // the backend's own
     plan.ignore("table");
-    m.plans = all["plan"]["table"].dump();
+    m.plans = all->at("plan").at("table").dump();
   }
   plan.finish();
   json.ignore("versions");

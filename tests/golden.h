@@ -75,7 +75,7 @@ inline std::vector<float> hash_input(const std::string& name, const Shape& s) {
 class Golden {
  public:
   explicit Golden(const std::string& name)
-      : text_(read_json_file(path(name + ".json"), Status::kFile)),
+      : text_(*read_json_file(path(name + ".json"), Status::kFile)),
         file_(path(name + ".safetensors")),
         unet(unet_from_json(text_.at("unet"), name, "unet")),
         scheduler(scheduler_from_json(text_.at("scheduler"), name, "scheduler")) {}

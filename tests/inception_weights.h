@@ -46,7 +46,7 @@ inline HashTensor hash_tensor(const std::string& name, const std::vector<uint64_
 
 // All tensors as tools/convert_inception.py writes them.
 inline std::vector<HashTensor> inception_tensors() {
-  const nlohmann::json json = read_json_file(inception_golden(".json"), Status::kFile);
+  const nlohmann::json json = *read_json_file(inception_golden(".json"), Status::kFile);
   std::vector<HashTensor> all;
   for (const auto& [name, dims] : json.at("layers").items()) {
     const std::vector<uint64_t> shape = dims;

@@ -73,7 +73,7 @@ Approx published(double v) { return Approx(v).epsilon(0).margin(v > 1 ? 2e-3 : 1
 
 nlohmann::json golden() {
   const auto path = std::filesystem::path(__FILE__).parent_path() / "golden" / "sampler_steps.json";
-  return read_json_file(path.string(), Status::kFile);
+  return *read_json_file(path.string(), Status::kFile);
 }
 
 template <typename F>

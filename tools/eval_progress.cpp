@@ -70,7 +70,7 @@ void write_eval_progress(const std::string& path, const EvalProgress& p) {
 EvalProgress read_eval_progress(const std::string& path, const Evaluation& of, int timesteps) {
   JsonLimits limits;
   limits.bytes = size_t{64} << 20;  // 100,000 timesteps
-  const nlohmann::json json = read_json_file(path, Status::kFile, limits);
+  const nlohmann::json json = *read_json_file(path, Status::kFile, limits);
   if (!json.is_object() || !json.contains("format") || json["format"] != kFormat ||
       !json.contains("of") || !json["of"].is_object())
     damaged(path, "format");

@@ -255,7 +255,7 @@ Status run_paper(const PaperArgs& args) {
     eval.inception = args.inception;
     eval.out = pieces.path("features.json");
     if (run_eval(eval) == Status::kStopped) return Status::kStopped;
-    features = read_json_file(eval.out, Status::kFile);
+    features = *read_json_file(eval.out, Status::kFile);
   }
   draw(args, p, pieces);
   write_file(args.out,

@@ -13,7 +13,7 @@ namespace ddpm::tools {
 
 void run_replay(const ReplayArgs& args) {
   const std::string path = args.run + "/config.json";
-  const RunConfig config = run_config_from_json(read_json_file(path, Status::kConfig), path);
+  const RunConfig config = run_config_from_json(*read_json_file(path, Status::kConfig), path);
   const auto checkpoints = list_checkpoints(args.run);
   if (checkpoints.empty())
     fail(Status::kConfig, "%s has no checkpoint to replay a step from", args.run.c_str());

@@ -34,7 +34,7 @@ RunConfig resolve_config(const TrainArgs& args) {
     if (!args.preset.empty())
       fail(Status::kUsage, "--preset and --config exclude each other: a config is whole");
     source = args.config;
-    const nlohmann::json given = read_json_file(args.config, Status::kConfig);
+    const nlohmann::json given = *read_json_file(args.config, Status::kConfig);
     json = to_json(run_config_from_json(given, args.config));
   } else {
     json = to_json(run_config_of(find_preset(args.preset.empty() ? "tiny" : args.preset)));
@@ -54,7 +54,7 @@ std::string find_start(const TrainArgs& args, const RunConfig& config, const std
            "%s holds a run already; choose another --out or leave out --resume never", out.c_str());
     if (!run) return {};
     const std::string path = out + "/config.json";
-    require_same_run(config, run_config_from_json(read_json_file(path, Status::kConfig), path),
+    require_same_run(config, run_config_from_json(*read_json_file(path, Status::kConfig), path),
                      path);
     recover_all(out + "/checkpoints");
     const auto checkpoints = list_checkpoints(out);

@@ -18,6 +18,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       parse_scheduler_config(to_json(parse_scheduler_config(text, "a")).dump(), "b");
     else
       run_config_from_json(
-          to_json(run_config_from_json(parse_json(text, "a", Status::kConfig), "a")), "b");
+          to_json(run_config_from_json(*parse_json(text, "a", Status::kConfig), "a")), "b");
   });
 }
