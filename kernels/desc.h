@@ -229,6 +229,7 @@ struct ChainSlot {
   uint64_t seed = 0, image = 0;  // what its noise is addressed by
   int64_t start = 0;             // the state's step of its first row
   int32_t first_row = 0, rows = 0;
+  float guidance = 1;  // of a guided batch: see SamplerDesc
 
   // Its row in a step, -1: idle.
   constexpr int64_t row(uint64_t step) const {
@@ -236,17 +237,15 @@ struct ChainSlot {
     return done >= 0 && done < rows ? first_row + done : -1;
   }
 };
-static_assert(sizeof(ChainSlot) == 32);
+static_assert(sizeof(ChainSlot) == 40);
 
 struct SamplerDesc {
   Shape x;
   bool variance = false;  // the output has 2 C channels, of which the first half is `out`
-  // Not 1: the output is that of 2 N images, the second N without their classes, and `out` is
-  // theirs + guidance (the first N's - theirs), while v is the first N's (Ho & Salimans 2022, eq. 6
-  // with guidance = 1 + w).
-  float guidance = 1;
-
-  constexpr bool guided() const { return guidance != 1; }
+  // The output is that of 2 N images, the second N without their classes, and `out` is theirs +
+  // guidance (the first N's - theirs) by the slot's guidance, while v is the first N's (Ho &
+  // Salimans 2022, eq. 6 with guidance = 1 + w). At 1 `out` is the first N's, to the bit.
+  bool guided = false;
   bool watch = true;  // a value that is not finite sets the state's flag
 };
 

@@ -1,6 +1,7 @@
 // model/ddpm.h: errors and models.
 #include "model/c_api.h"
 
+#include <cstddef>
 #include <cstdio>
 #include <limits>
 
@@ -66,6 +67,10 @@ ddpm_model* make_model(std::shared_ptr<Core> core, const ddpm_model_options& o) 
   return new ddpm_model{std::move(core)};
 }
 
+void check_guidance(double guidance) {
+  require(guidance >= 0 && guidance <= 1000, "guidance must be 0 to 1000");
+}
+
 Pipeline pipeline_of(const ddpm_model_files& files) {
   Pipeline p;
   p.folder = "memory";
@@ -106,6 +111,28 @@ void check_images(const Core& core, uint64_t first, size_t n, const int32_t* lab
   const std::optional<int> classes = core.unet().num_class_embeds;
   require(classes.has_value(), "labels are given, but the model has no classes");
   check_indices("labels", labels, n, *classes);
+}
+
+std::optional<float> usual_guidance(const Core& core, double guidance) {
+  check_guidance(guidance);
+  if (guidance == 0) return {};
+  if (!core.unet().null_class)
+    fail(Status::kUsage,
+         "options: guidance %g: the model %s; train one with train.label_dropout, 0.1 say, and "
+         "unet.num_class_embeds = classes + 1",
+         guidance,
+         core.unet().classes() == 0 ? "has no classes" : "was not trained without its classes too");
+  return static_cast<float>(guidance);
+}
+
+float guidance_or(double given, std::optional<float> usual) {
+  check_guidance(given);
+  if (given == 0) return usual.value_or(1);
+  if (!usual && given != 1)
+    fail(Status::kUsage,
+         "guidance %g: the sampler or pool is not guided; make it with a guidance in its options",
+         given);
+  return static_cast<float>(given);
 }
 
 SamplerOptions chain_options(const char* sampler, const char* spacing, int steps, double eta) {
@@ -189,14 +216,19 @@ ddpm_status ddpm_get_info(ddpm_model* model, ddpm_info* info) {
   return guarded(nullptr, [&] {
     require(model != nullptr, "model is NULL");
     require(info != nullptr, "info is NULL");
-    require(info->struct_size == sizeof *info, "info: struct_size is not this library's");
+    const size_t size = info->struct_size;
+    require(size >= offsetof(ddpm_info, null_label) && size <= sizeof *info,
+            "info: struct_size is not this library's");
     Core& core = *model->core;
     const UNetConfig& u = core.unet();
     in_turn(core.device, nullptr, [&] {
       const ForwardGraph f = build_forward_graph(*core.device.backend, u, core.timesteps(), 1);
-      *info = {sizeof *info,  u.sample_height,          u.sample_width,
-               u.in_channels, u.out_channels,           core.timesteps(),
-               u.classes(),   f.graph.params().count(), f.graph.macs()};
+      const ddpm_info all = {info->struct_size, u.sample_height,
+                             u.sample_width,    u.in_channels,
+                             u.out_channels,    core.timesteps(),
+                             u.classes(),       f.graph.params().count(),
+                             f.graph.macs(),    u.null_class ? u.classes() : -1};
+      std::memcpy(info, &all, size);
     });
   });
 }

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -108,6 +109,11 @@ void check_indices(const char* what, const int32_t* values, size_t count, int li
 void check_batch(int batch_size);
 // Images first, ..., first + n - 1 of a model, with a label each or NULL.
 void check_images(const Core& core, uint64_t first, size_t n, const int32_t* labels);
+// The guidance of an options struct, absent where it is 0. Throws Error(kUsage) for a model that
+// cannot be guided.
+std::optional<float> usual_guidance(const Core& core, double guidance);
+// That of a task or request: as given, or where it is 0 the usual one of its sampler or pool.
+float guidance_or(double given, std::optional<float> usual);
 // Of the fields of those names in an options struct.
 SamplerOptions chain_options(const char* sampler, const char* spacing, int steps, double eta);
 

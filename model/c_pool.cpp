@@ -1,5 +1,6 @@
 // model/ddpm.h: pools and tickets.
 #include <cmath>
+#include <cstddef>
 #include <limits>
 
 #include "model/pool.h"
@@ -37,6 +38,7 @@ std::shared_ptr<Request> make_request(const ddpm_pool_request& q, const Pool& po
   auto r = std::make_shared<Request>();
   r->rows = sampler_rows(pool.schedule(), pool.core().pipeline.scheduler,
                          chain_options(q.sampler, q.spacing, q.steps, q.eta));
+  r->guidance = guidance_or(q.guidance, pool.guidance());
   r->seed = q.seed;
   r->first = q.first;
   r->n = q.n;
@@ -60,15 +62,16 @@ ddpm_status ddpm_pool_create(ddpm_model* model, const ddpm_pool_options* options
   return guarded(nullptr, [&] {
     require(model != nullptr, "model is NULL");
     require(pool != nullptr, "pool is NULL");
-    const ddpm_pool_options o = options_of(options);
+    const ddpm_pool_options o = options_of(options, offsetof(ddpm_pool_options, guidance));
     require(o.batch_size >= 0 && o.batch_size <= kLargestBatch,
             "options: batch_size must be 0 to 4096");
     const int batch = o.batch_size == 0 ? kDefaultBatch : o.batch_size;
     require(model->core->timesteps() <= std::numeric_limits<int32_t>::max() / batch,
             "options: batch_size is too large for the model's timesteps");
     auto made = std::make_unique<ddpm_pool>();
-    made->pool = std::make_shared<Pool>(model->core, batch,
-                                        o.queue_size == 0 ? kDefaultQueue : o.queue_size);
+    made->pool =
+        std::make_shared<Pool>(model->core, batch, o.queue_size == 0 ? kDefaultQueue : o.queue_size,
+                               usual_guidance(*model->core, o.guidance));
     *pool = made.release();
   });
 }
@@ -84,7 +87,7 @@ ddpm_status ddpm_pool_submit(ddpm_pool* pool, const ddpm_pool_request* request,
   return guarded(nullptr, [&] {
     require(pool != nullptr, "pool is NULL");
     require(request != nullptr, "request is NULL");
-    const ddpm_pool_request q = options_of(request);
+    const ddpm_pool_request q = options_of(request, offsetof(ddpm_pool_request, guidance));
     require(ticket != nullptr || q.done != nullptr, "ticket and request's done are NULL");
     const ddpm_pool_info info = pool->pool->info();
     check(q, *pool->pool, info.queue_size);

@@ -45,9 +45,10 @@ struct ddpm_sampler {
   std::unique_ptr<Memory> bytes;  // (batch, H, W, C), what was asked for as bytes
   Call to_bytes;
   std::unique_ptr<Generator> generator;
-  std::vector<float> host;       // (batch, H, W, C): a start that is not whole, or a preview
-  std::vector<int32_t> classes;  // of the batch
-  std::vector<uint64_t> seeds;   // of the batch
+  std::optional<float> guidance;  // of tasks that give none; absent: not guided
+  std::vector<float> host;        // (batch, H, W, C): a start that is not whole, or a preview
+  std::vector<int32_t> classes;   // of the batch
+  std::vector<uint64_t> seeds;    // of the batch
   std::atomic<bool> cancelled{false};
   std::atomic<bool> busy{false};
   ErrorText error;
@@ -59,10 +60,13 @@ void ddpm_sampler::build() {
     store = load_store(backend, core->weights, params);
     return store->arenas();
   };
+  guidance = usual_guidance(*core, options.guidance);
+  const SchedulerConfig& scheduler = core->pipeline.scheduler;
   generator = std::make_unique<Generator>(
-      backend, core->unet(), core->pipeline.scheduler,
-      chain_options(options.sampler, options.spacing, options.steps, options.eta),
-      options.batch_size, load);
+      backend, core->unet(), core->timesteps(),
+      sampler_rows(Schedule(scheduler), scheduler,
+                   chain_options(options.sampler, options.spacing, options.steps, options.eta)),
+      options.batch_size, load, guidance);
   generator->weights_final();
   const int64_t values = generator->shape().count();
   bytes = backend.allocate(static_cast<size_t>(values));
@@ -70,8 +74,8 @@ void ddpm_sampler::build() {
   host.resize(static_cast<size_t>(values));
   classes.resize(static_cast<size_t>(options.batch_size));
   seeds.resize(static_cast<size_t>(options.batch_size));
-  core->say(format("sampler of %d images, %d steps, %.1f MB", options.batch_size,
-                   generator->steps(),
+  core->say(format("sampler of %d images, %d steps%s, %.1f MB", options.batch_size,
+                   generator->steps(), guidance ? ", guided" : "",
                    static_cast<double>(executor().bytes() + store->bytes()) / 1e6));
 }
 
@@ -83,6 +87,7 @@ void ddpm_sampler::drop() {
 }
 
 void ddpm_sampler::run(const ddpm_sample_task& t) {
+  generator->set_guidance(guidance_or(t.guidance, guidance));
   const size_t batch = static_cast<size_t>(options.batch_size);
   for (size_t done = 0; done < t.n; done += batch) {
     if (cancelled.exchange(false)) stopped("ddpm_cancel");
@@ -213,7 +218,7 @@ ddpm_status ddpm_sampler_create(ddpm_model* model, const ddpm_sampler_options* o
   return guarded(nullptr, [&] {
     require(model != nullptr, "model is NULL");
     require(sampler != nullptr, "sampler is NULL");
-    const ddpm_sampler_options o = options_of(options);
+    const ddpm_sampler_options o = options_of(options, offsetof(ddpm_sampler_options, guidance));
     require(o.batch_size >= 0 && o.batch_size <= kMaxBatch,
             "options: batch_size must be 0 to 65536");
     require(o.preview_every >= 0, "options: preview_every must not be negative");

@@ -151,10 +151,11 @@ typedef struct ddpm_info {
   int32_t channels;        /**< C */
   int32_t output_channels; /**< of the network */
   int32_t timesteps;       /**< T */
-  int32_t classes;         /**< 0: not class-conditional. Where the model was trained with label
-                              dropout, this number is a label too: no class. */
+  int32_t classes;         /**< 0: not class-conditional */
   int64_t parameters;      /**< weights of the network */
   int64_t multiply_adds;   /**< of the network's forward pass, per image */
+  int32_t null_label;      /**< the label of no class, which is `classes`: the model can be guided;
+                              -1: none */
 } ddpm_info;
 /** Fills *info, whose struct_size is set. */
 DDPM_API ddpm_status ddpm_get_info(ddpm_model* model, ddpm_info* info);
@@ -183,6 +184,11 @@ typedef struct ddpm_sampler_options {
   ddpm_progress_callback progress; /**< NULL: none */
   ddpm_preview_callback preview;   /**< NULL: none */
   void* user;                      /**< for both */
+  /** 0: not guided. Else, for models with a null_label, classifier-free guidance (Ho & Salimans
+   * 2022): each step runs the network on every image with its label and with none, 2 batch_size
+   * images, and goes by none + guidance (label - none). 1: as learned; more leans on the class; at
+   * most 1000. A task may give another; for no class at all give the null_label. */
+  double guidance;
 } ddpm_sampler_options;
 
 /** Makes a sampler, with its own copy of the weights. */
@@ -230,6 +236,7 @@ typedef struct ddpm_sample_task {
   void* stream;          /**< only with on_device */
   /** (n), in host memory: image i is image `first` of seeds[i]. NULL: image first + i of seed. */
   const uint64_t* seeds;
+  double guidance; /**< of all images; 0: the sampler's. Not 1 only where the sampler is guided. */
 } ddpm_sample_task;
 /** All of the above by one struct. */
 DDPM_API ddpm_status ddpm_sample_run(ddpm_sampler* sampler, const ddpm_sample_task* task);
@@ -253,6 +260,7 @@ typedef struct ddpm_pool_options {
   uint32_t struct_size; /**< sizeof(ddpm_pool_options) */
   int32_t batch_size;   /**< images that run together, at most 4096; 0: 8 */
   size_t queue_size;    /**< images that may wait for a place; 0: 1024 */
+  double guidance;      /**< as in ddpm_sampler_options, of requests that give none */
 } ddpm_pool_options;
 
 /** Makes a pool, with its own copy of the weights, and starts its thread. */
@@ -284,6 +292,7 @@ typedef struct ddpm_pool_request {
   double timeout;          /**< seconds from now until it ends with DDPM_TIMEOUT; 0: none */
   ddpm_done_callback done; /**< NULL: none */
   void* user;              /**< for done */
+  double guidance;         /**< as in ddpm_sample_task; 0: the pool's */
 } ddpm_pool_request;
 
 /** Returns at once. DDPM_FULL: the queue has no room for n images now; nothing was done, and `done`

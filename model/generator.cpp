@@ -12,17 +12,14 @@
 namespace ddpm {
 
 SamplingGraph build_sampling_graph(Backend& backend, const UNetConfig& unet, int timesteps,
-                                   int batch_size, int row_count, Pace pace, float guidance) {
+                                   int batch_size, int row_count, Pace pace, bool guided) {
   SamplingGraph s{Graph(backend, Mode::kInference), {}, {}, {}, {}, {}, {}};
   Graph& g = s.graph;
   const Shape shape{batch_size, unet.sample_height, unet.sample_width, unet.in_channels};
-  const SamplerDesc update{.x = shape,
-                           .variance = unet.variance(),
-                           .guidance = guidance,
-                           .watch = pace == Pace::kTogether};
-  DDPM_CHECK(!update.guided() || unet.null_class, "guidance %g without a null class",
-             double{guidance});
-  const int images = update.guided() ? 2 * batch_size : batch_size;  // that the network sees
+  const SamplerDesc update{
+      .x = shape, .variance = unet.variance(), .guided = guided, .watch = pace == Pace::kTogether};
+  DDPM_CHECK(!guided || unet.null_class, "guided without a null class");
+  const int images = guided ? 2 * batch_size : batch_size;  // that the network sees
   s.x = g.persistent(shape, DType::kF32, "x");
   s.previous = g.persistent(shape, DType::kF32, "previous");
   s.rows = g.persistent_bytes(sizeof(SamplerRow) * static_cast<size_t>(row_count), "rows");
@@ -41,7 +38,7 @@ SamplingGraph build_sampling_graph(Backend& backend, const UNetConfig& unet, int
     in.known_timesteps = s.timesteps =
         g.persistent({1, 1, 1, own ? timesteps : row_count}, DType::kI32, "timesteps");
   in.sample = ops::cast(g, s.x, backend.compute_type());
-  if (update.guided()) in.sample = ops::twice(g, in.sample);
+  if (guided) in.sample = ops::twice(g, in.sample);
   const Tensor out = build_unet(g, unet, timesteps, in);
   g.add(backend.sampler_update(update, s.rows, s.slots, out, s.x, s.previous, g.state()));
   g.add(backend.advance_state(g.state()));
@@ -55,20 +52,21 @@ Generator::Generator(Backend& backend, const UNetConfig& unet, const SchedulerCo
 
 Generator::Generator(Backend& backend, const UNetConfig& unet, int timesteps,
                      std::vector<SamplerRow> rows, int batch_size, const Weights& weights,
-                     float guidance)
+                     std::optional<float> guidance)
     : shape_{batch_size, unet.sample_height, unet.sample_width, unet.in_channels},
       classes_(unet.classes()),
+      guidance_(guidance.value_or(1)),
       rows_(std::move(rows)) {
   const auto build = [&](int batch) {
     return build_sampling_graph(backend, unet, timesteps, batch, steps(), Pace::kTogether,
-                                guidance);
+                                guidance.has_value());
   };
   SamplingGraph s = build(batch_size);
   x_ = s.x;
   x0_ = s.previous;
   slots_tensor_ = s.slots;
   class_labels_ = s.class_labels;
-  slots_.resize(static_cast<size_t>(shape_.n) * (guidance != 1 ? 2 : 1));
+  slots_.resize(static_cast<size_t>(shape_.n) * (guidance ? 2 : 1));
   labels_.assign(slots_.size(), classes_);  // the second half has none
   const auto planned_at = [&](int batch) { return planned_bytes(build(batch).graph); };
   const size_t arena = sizeof(float) * static_cast<size_t>(s.graph.params().arena_size());
@@ -89,7 +87,8 @@ void Generator::begin(uint64_t seed, uint64_t first, const int32_t* labels, cons
   for (size_t i = 0; i < slots_.size(); ++i)
     slots_[i] = {.seed = seeds != nullptr ? seeds[i % n] : seed,
                  .image = seeds != nullptr ? first : first + i % n,
-                 .rows = steps()};
+                 .rows = steps(),
+                 .guidance = guidance_};
   executor_->upload(slots_tensor_, slots_.data());
   if (!class_labels_) return;
   for (size_t i = 0; i < n; ++i)

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "engine/executor.h"
@@ -22,15 +23,18 @@ class Generator {
 
   Generator(Backend& backend, const UNetConfig& unet, const SchedulerConfig& scheduler,
             const SamplerOptions& sampler, int batch_size, const Weights& weights);
-  // A chain of these rows, of a model of `timesteps` timesteps. guidance: see SamplerDesc; not 1
+  // A chain of these rows, of a model of `timesteps` timesteps. guidance: see SamplerDesc; given
   // only where the network has a null_class, and then each step runs it on 2 batch_size images.
   Generator(Backend& backend, const UNetConfig& unet, int timesteps, std::vector<SamplerRow> rows,
-            int batch_size, const Weights& weights, float guidance = 1);
+            int batch_size, const Weights& weights, std::optional<float> guidance = {});
 
   // Call one of these before the first chain. The second is for weights that are this generator's
   // alone and final: it gives back what it has packed.
   void weights_changed() { executor_->run(Phase::kSetup); }
   void weights_final() { executor_->setup_for_good(); }
+
+  // Of the chains that begin from here on, where a guidance was given.
+  void set_guidance(float guidance) { guidance_ = guidance; }
 
   // Images `first` .. `first + count - 1` of `seed`, count <= batch_size, as (count,H,W,C) in
   // [-1, 1]. A class-conditional model draws class (image number mod classes).
@@ -80,6 +84,7 @@ class Generator {
 
   Shape shape_;
   int classes_ = 0;
+  float guidance_;
   std::vector<SamplerRow> rows_;
   // Of the batch, and of a guided one once more.
   std::vector<ChainSlot> slots_;
@@ -104,6 +109,6 @@ struct SamplingGraph {
 };
 SamplingGraph build_sampling_graph(Backend& backend, const UNetConfig& unet, int timesteps,
                                    int batch_size, int row_count, Pace pace = Pace::kTogether,
-                                   float guidance = 1);
+                                   bool guided = false);
 
 }  // namespace ddpm

@@ -11,10 +11,11 @@ namespace ddpm {
 
 // Each slot has a part of the table of rows that the longest chain fits in.
 MixedBatch::MixedBatch(Backend& backend, const UNetConfig& unet, const SchedulerConfig& scheduler,
-                       int batch_size, const Generator::Weights& weights)
+                       int batch_size, const Generator::Weights& weights, bool guided)
     : backend_(backend), timesteps_(scheduler.num_train_timesteps) {
   const auto build = [&](int batch) {
-    return build_sampling_graph(backend, unet, timesteps_, batch, batch * timesteps_, Pace::kOwn);
+    return build_sampling_graph(backend, unet, timesteps_, batch, batch * timesteps_, Pace::kOwn,
+                                guided);
   };
   SamplingGraph s = build(batch_size);
   x_ = s.x;
@@ -22,8 +23,9 @@ MixedBatch::MixedBatch(Backend& backend, const UNetConfig& unet, const Scheduler
   slots_tensor_ = s.slots;
   class_labels_ = s.class_labels;
   const auto n = static_cast<size_t>(batch_size);
-  slots_.resize(n);
+  slots_.resize(guided ? 2 * n : n);
   labels_.resize(n);
+  labels_.resize(slots_.size(), unet.classes());  // the second half has none
   x_T_.resize(n);
   image_.resize(static_cast<size_t>(s.graph.shape(x_).count()) / n);
   const size_t arena = sizeof(float) * static_cast<size_t>(s.graph.params().arena_size());
@@ -54,18 +56,20 @@ void MixedBatch::join(int slot, const Chain& chain) {
   const size_t first_row = i * static_cast<size_t>(timesteps_);
   backend_.upload(address(rows_, first_row * sizeof(SamplerRow)), rows.data(),
                   rows.size() * sizeof(SamplerRow));
-  slots_[i] = {.seed = chain.seed,
-               .image = chain.image,
-               .start = static_cast<int64_t>(step_),
-               .first_row = static_cast<int32_t>(first_row),
-               .rows = static_cast<int32_t>(rows.size())};
+  set_slot(slot, {.seed = chain.seed,
+                  .image = chain.image,
+                  .start = static_cast<int64_t>(step_),
+                  .first_row = static_cast<int32_t>(first_row),
+                  .rows = static_cast<int32_t>(rows.size()),
+                  .guidance = chain.guidance});
   labels_[i] = chain.label;
   x_T_[i] = chain.x_T;
-  changed_ = true;
 }
 
-void MixedBatch::leave(int slot) {
-  slots_[static_cast<size_t>(slot)] = {};
+void MixedBatch::leave(int slot) { set_slot(slot, {}); }
+
+void MixedBatch::set_slot(int slot, const ChainSlot& to) {
+  for (size_t i = static_cast<size_t>(slot); i < slots_.size(); i += x_T_.size()) slots_[i] = to;
   changed_ = true;
 }
 
@@ -76,7 +80,7 @@ void MixedBatch::start_chains() {
   if (std::none_of(slots_.begin(), slots_.end(), begins)) return;
   executor_->run(Phase::kStart);
   const size_t size = image_.size() * sizeof(float);
-  for (size_t i = 0; i < slots_.size(); ++i)
+  for (size_t i = 0; i < x_T_.size(); ++i)
     if (begins(slots_[i]) && x_T_[i] != nullptr)
       backend_.upload(address(x_, i * size), x_T_[i], size);
 }

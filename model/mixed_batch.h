@@ -13,14 +13,16 @@ namespace ddpm {
 
 class MixedBatch {
  public:
-  // Its weights are final, as after Generator::weights_final().
+  // Its weights are final, as after Generator::weights_final(). guided: see SamplerDesc; only where
+  // the network has a null_class, which then runs on 2 batch_size images.
   MixedBatch(Backend& backend, const UNetConfig& unet, const SchedulerConfig& scheduler,
-             int batch_size, const Generator::Weights& weights);
+             int batch_size, const Generator::Weights& weights, bool guided = false);
 
   struct Chain {
     const std::vector<SamplerRow>* rows = nullptr;  // from sampler_rows()
     uint64_t seed = 0, image = 0;
     int32_t label = 0;           // not read where the model has no classes
+    float guidance = 1;          // not read where the batch is not guided
     const float* x_T = nullptr;  // (H,W,C), read in the next step(); null: drawn
   };
   // Both hold from the next step on.
@@ -34,12 +36,13 @@ class MixedBatch {
   // whether it is finite.
   bool read(int slot, uint8_t* bytes, float* floats);
 
-  int size() const { return static_cast<int>(slots_.size()); }
+  int size() const { return static_cast<int>(x_T_.size()); }
   size_t image_size() const { return image_.size(); }  // values of an image
   uint64_t steps() const { return step_; }             // made so far
   size_t bytes() const;
 
  private:
+  void set_slot(int slot, const ChainSlot& to);
   void start_chains();
   void* address(Tensor t, size_t offset) const;
 
@@ -47,6 +50,7 @@ class MixedBatch {
   int timesteps_;        // a chain has no more rows
   uint64_t step_ = 0;    // the state's
   bool changed_ = true;  // slots_ and labels_ are not what the backend has
+  // Of the batch, and of a guided one once more.
   std::vector<ChainSlot> slots_;
   std::vector<int32_t> labels_;
   std::vector<const float*> x_T_;  // of slots whose chains begin in this step

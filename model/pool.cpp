@@ -29,8 +29,12 @@ class WithoutSignals {
 
 }  // namespace
 
-Pool::Pool(std::shared_ptr<const Core> core, int batch_size, size_t queue_size)
-    : core_(std::move(core)), schedule_(core_->pipeline.scheduler), queue_size_(queue_size) {
+Pool::Pool(std::shared_ptr<const Core> core, int batch_size, size_t queue_size,
+           std::optional<float> guidance)
+    : core_(std::move(core)),
+      schedule_(core_->pipeline.scheduler),
+      guidance_(guidance),
+      queue_size_(queue_size) {
   device_.backend = open_backend(core_->options);
   places_.resize(static_cast<size_t>(batch_size));
   in_turn(device_, nullptr, [&] {
@@ -56,15 +60,16 @@ Pool::Pool(std::shared_ptr<const Core> core, int batch_size, size_t queue_size)
 
 void Pool::build(int batch_size) {
   Backend& backend = *device_.backend;
+  const auto load = [&](const Params& params) {
+    store_ = load_store(backend, core_->weights, params);
+    return store_->arenas();
+  };
   batch_ = std::make_unique<MixedBatch>(backend, core_->unet(), core_->pipeline.scheduler,
-                                        batch_size, [&](const Params& params) {
-                                          store_ = load_store(backend, core_->weights, params);
-                                          return store_->arenas();
-                                        });
+                                        batch_size, load, guidance_.has_value());
   image_size_ = batch_->image_size();
   device_bytes_ = batch_->bytes() + store_->bytes();
-  core_->say(
-      format("pool of %d images, %.1f MB", batch_size, static_cast<double>(device_bytes_) / 1e6));
+  core_->say(format("pool of %d images%s, %.1f MB", batch_size, guidance_ ? ", guided" : "",
+                    static_cast<double>(device_bytes_) / 1e6));
 }
 
 void Pool::stop() {
@@ -227,6 +232,7 @@ void Pool::join_batch() {
                   .seed = r.seeds.empty() ? r.seed : r.seeds[k],
                   .image = image,
                   .label = r.labels.empty() ? static_cast<int32_t>(image % classes) : r.labels[k],
+                  .guidance = r.guidance,
                   .x_T = r.x_T.empty() ? nullptr : &r.x_T[k * image_size_]});
     place.fresh = false;
   }

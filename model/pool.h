@@ -19,6 +19,7 @@ struct Request {
 
   // What was asked for.
   std::vector<SamplerRow> rows;
+  float guidance = 1;
   uint64_t seed = 0, first = 0;
   size_t n = 0;
   std::vector<uint64_t> seeds;
@@ -43,13 +44,16 @@ struct Request {
 
 class Pool {
  public:
-  Pool(std::shared_ptr<const Core> core, int batch_size, size_t queue_size);
+  // guidance: of requests that give none; absent: not guided.
+  Pool(std::shared_ptr<const Core> core, int batch_size, size_t queue_size,
+       std::optional<float> guidance);
   ~Pool() { stop(); }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
   const Core& core() const { return *core_; }
   const Schedule& schedule() const { return schedule_; }
+  std::optional<float> guidance() const { return guidance_; }
   ddpm_pool_info info();
   // Before the request can end, taken() is called.
   template <typename Taken>
@@ -88,6 +92,7 @@ class Pool {
 
   std::shared_ptr<const Core> core_;
   Schedule schedule_;
+  std::optional<float> guidance_;
   size_t queue_size_, image_size_ = 0, device_bytes_ = 0;
   Device device_;
   std::unique_ptr<ParamStore> store_;

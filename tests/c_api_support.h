@@ -53,8 +53,8 @@ inline UNetConfig least_unet() {
   return u;
 }
 
-// "least", "small", "small_classes" (ten of them), "small_learned" (their mean and variance), or a
-// golden network.
+// "least", "small", "small_classes" (ten of them), "small_guided" (nine, and none),
+// "small_learned" (mean and variance of ten), or a golden network.
 inline const std::string& model_folder(const std::string& name) {
   static const TempFolder tmp;
   static std::map<std::string, std::string> folders;
@@ -68,6 +68,10 @@ inline const std::string& model_folder(const std::string& name) {
     write_model(found->second, u,
                 {.prediction_type = PredictionType::kPreviousMean,
                  .variance_type = VarianceType::kLearnedRange});
+  } else if (name == "small_guided") {
+    UNetConfig u = small_unet(10);
+    u.null_class = true;
+    write_model(found->second, u, {});
   } else if (name.starts_with("small")) {
     write_model(found->second, small_unet(name == "small" ? std::nullopt : std::optional(10)), {});
   } else {

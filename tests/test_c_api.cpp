@@ -112,6 +112,17 @@ TEST_CASE("c api: what a model is", "[c_api]") {
   const TrainingGraph t = build_training_graph(*backend, golden.unet, golden.scheduler, {}, 1);
   CHECK(info.parameters == t.graph.params().count());
   CHECK(info.multiply_adds == t.graph.macs());
+  CHECK(info.null_label == -1);
+  info.struct_size = offsetof(ddpm_info, null_label);  // of a program of an older header
+  info.parameters = info.null_label = 7;
+  ok(ddpm_get_info(model.get(), &info));
+  CHECK(info.struct_size == offsetof(ddpm_info, null_label));
+  CHECK(info.parameters == t.graph.params().count());
+  CHECK(info.null_label == 7);
+  info.struct_size = sizeof info;
+  ok(ddpm_get_info(open_model(model_folder("small_guided")).get(), &info));
+  CHECK(info.classes == 9);
+  CHECK(info.null_label == 9);
 }
 
 TEST_CASE("c api: training is the trainer's, to the bit", "[c_api]") {
@@ -407,12 +418,12 @@ TEST_CASE("c api: functions and structs are those that are written down", "[c_ap
 #define SIZE(type, last) size(#type, sizeof(type), offsetof(type, last))
   SIZE(ddpm_model_options, release);
   SIZE(ddpm_model_files, weights_size);
-  SIZE(ddpm_info, multiply_adds);
-  SIZE(ddpm_sampler_options, user);
+  SIZE(ddpm_info, null_label);
+  SIZE(ddpm_sampler_options, guidance);
   SIZE(ddpm_sampler_info, device_bytes);
-  SIZE(ddpm_sample_task, seeds);
-  SIZE(ddpm_pool_options, queue_size);
-  SIZE(ddpm_pool_request, user);
+  SIZE(ddpm_sample_task, guidance);
+  SIZE(ddpm_pool_options, guidance);
+  SIZE(ddpm_pool_request, guidance);
   SIZE(ddpm_pool_info, device_bytes);
   SIZE(ddpm_train_options, seed);
   SIZE(ddpm_train_state, learning_rate);

@@ -50,14 +50,16 @@ ddpm_sample_task task(size_t n) {
 
 // In batches as a sampler makes them: bits depend on the batch.
 Floats by_generator(const std::string& folder, SamplerOptions o, uint64_t first, int n, int batch,
-                    const Floats* x_T = nullptr) {
+                    const Floats* x_T = nullptr, std::optional<float> guidance = {}) {
   auto backend = make_cpu_backend({.threads = kThreads});
   const Pipeline p = open_pipeline(folder);
   std::unique_ptr<ParamStore> store;
-  Generator generator(*backend, p.unet, p.scheduler, o, batch, [&](const Params& params) {
+  const auto load = [&](const Params& params) {
     store = load_store(*backend, p, params);
     return store->arenas();
-  });
+  };
+  Generator generator(*backend, p.unet, p.scheduler.num_train_timesteps,
+                      sampler_rows(Schedule(p.scheduler), p.scheduler, o), batch, load, guidance);
   generator.weights_final();
   if (x_T != nullptr) return generator.sample_from(*x_T, 3, first, n);
   Floats all;
@@ -171,6 +173,71 @@ TEST_CASE("c sampler: labels, latents, eta and spacing", "[c_sampler]") {
     ok(ddpm_sample_run(s.get(), &t));
     CHECK((images == from_start));
   }
+}
+
+TEST_CASE("c sampler: guidance, of a sampler and of a task", "[c_sampler]") {
+  const std::string folder = model_folder("small_guided");
+  const Model model = open_model(folder);
+  const SamplerOptions same{.kind = SamplerKind::kDdim, .steps = kSteps};
+  const auto by = [&](std::optional<float> guidance) {
+    return by_generator(folder, same, 4, 5, 2, nullptr, guidance);
+  };
+  ddpm_sampler_options o = options(2, "ddim");
+  o.guidance = 3;
+  const Sampler s = create(model, o);
+  Floats images(5 * kImage);
+  ok(ddpm_sample_float(s.get(), 3, 4, 5, images.data()));
+  CHECK((images == by(3)));
+  ddpm_sample_task t = task(5);
+  t.first = 4;
+  t.floats = images.data();
+  for (const float guidance : {0.5f, 1000.0f, 1.0f}) {
+    t.guidance = guidance;
+    ok(ddpm_sample_run(s.get(), &t));
+    CHECK((images == by(guidance)));
+  }
+  ok(ddpm_sample_float(s.get(), 3, 4, 5, images.data()));  // a task's is the task's alone
+  CHECK((images == by(3)));
+  t.struct_size = offsetof(ddpm_sample_task, guidance);  // a program of an older header
+  ok(ddpm_sample_run(s.get(), &t));
+  CHECK((images == by(3)));
+  o.struct_size = offsetof(ddpm_sampler_options, guidance);
+  const Sampler plain = create(model, o);
+  ok(ddpm_sample_float(plain.get(), 3, 4, 5, images.data()));
+  CHECK((images == by({})));
+}
+
+TEST_CASE("c sampler: guidance 1 and the label of no class are plain chains", "[c_sampler]") {
+  ddpm_model_options mo{};
+  mo.struct_size = sizeof mo;
+  mo.device = "cpu";
+  mo.threads = kThreads;
+  mo.batch_invariant = 1;  // the network's batch is twice as large
+  ddpm_model* raw = nullptr;
+  ok(ddpm_model_load(model_folder("small_guided").c_str(), &mo, &raw));
+  const Model model(raw);
+  ddpm_sampler_options o = options(2, "ddpm");
+  const Sampler plain = create(model, o);
+  o.guidance = 1;
+  const Sampler guided = create(model, o);
+  const int32_t labels[] = {9, 3, 9};
+  Floats expected(3 * kImage), images(3 * kImage);
+  ddpm_sample_task t = task(3);
+  t.labels = labels;
+  t.floats = expected.data();
+  ok(ddpm_sample_run(plain.get(), &t));
+  t.floats = images.data();
+  ok(ddpm_sample_run(guided.get(), &t));
+  CHECK((images == expected));
+  // none + w (none - none), at any w; the image with a class is another.
+  t.guidance = 8;
+  ok(ddpm_sample_run(guided.get(), &t));
+  const auto image = [](const Floats& all, size_t i) {
+    return Floats(&all[i * kImage], &all[i * kImage] + kImage);
+  };
+  CHECK((image(images, 0) == image(expected, 0)));
+  CHECK((image(images, 1) != image(expected, 1)));
+  CHECK((image(images, 2) == image(expected, 2)));
 }
 
 TEST_CASE("c sampler: a seed for each image", "[c_sampler]") {
@@ -379,6 +446,9 @@ TEST_CASE("c sampler: every bad argument is refused with its status", "[c_sample
   fails(with([](auto& o) { o.eta = 0.5; }), "eta");
   fails(with([](auto& o) { o.eta = std::nan(""); }), "eta");
   fails(with([](auto& o) { o.preview_every = -1; }), "preview_every");
+  for (double w : {-1.0, 1000.1, std::nan("")})
+    fails(with([&](auto& o) { o.guidance = w; }), "guidance must be 0 to 1000");
+  fails(with([](auto& o) { o.guidance = 1; }), "guidance 1: the model has no classes; train one");
 
   const Sampler s = create(model, options());
   model.reset();  // the sampler keeps what it needs
@@ -407,6 +477,9 @@ TEST_CASE("c sampler: every bad argument is refused with its status", "[c_sample
   fails(run([](auto& t) { t.floats = nullptr; }), "bytes and floats");
   const int32_t label = 0;
   fails(run([&](auto& t) { t.labels = &label; }), "no classes");
+  for (double w : {-1.0, 1000.1, std::nan("")})
+    fails(run([&](auto& t) { t.guidance = w; }), "guidance must be 0 to 1000");
+  fails(run([](auto& t) { t.guidance = 2; }), "guidance 2: the sampler or pool is not guided");
   CHECK(std::string(ddpm_sampler_last_error(s.get())) == ddpm_last_error());
   fails(ddpm_sampler_wait(nullptr), "sampler is NULL");
   ddpm_sampler_info info{};
@@ -424,6 +497,9 @@ TEST_CASE("c sampler: every bad argument is refused with its status", "[c_sample
   CHECK((images == Floats(kImage)));
 
   const Model classes = open_model(model_folder("small_classes"));
+  ddpm_sampler_options guided = options();
+  guided.guidance = 2;
+  fails(ddpm_sampler_create(classes.get(), &guided, &none), "was not trained without its classes");
   const Sampler labelled = create(classes, options());
   for (int32_t bad : {-1, 10, std::numeric_limits<int32_t>::max()}) {
     ddpm_sample_task t = task(1);

@@ -182,7 +182,8 @@ TEST_CASE("generator: guided images go on from those of no class through their o
   const std::vector<SamplerRow> rows =
       sampler_rows(Schedule(p.scheduler), p.scheduler,
                    {.kind = SamplerKind::kDdim, .timesteps = {700}, .clip = false});
-  const auto drawn = [&](float guidance, std::vector<int32_t> labels) {
+  const auto drawn = [&](std::optional<float> guidance, std::vector<int32_t> labels,
+                         float from_here = 0) {
     std::unique_ptr<ParamStore> store;
     Generator g(
         *backend, p.unet, 1000, rows, 3,
@@ -195,19 +196,21 @@ TEST_CASE("generator: guided images go on from those of no class through their o
     g.weights_changed();
     CHECK(g.shape().n == 3);
     CHECK(g.label_of(5) == 2);  // never none
+    if (from_here != 0) g.set_guidance(from_here);
     g.begin(7, 1, labels.empty() ? nullptr : labels.data());
     g.executor().run(Phase::kStart);
     g.executor().steps(1, {});
     return g.latents(3);
   };
-  const auto own = drawn(1, {2, 0, 1}), none = drawn(1, {3, 3, 3});
+  const auto own = drawn({}, {2, 0, 1}), none = drawn({}, {3, 3, 3});
   CHECK(own != none);
-  for (const float guidance : {0.0f, 0.5f, 4.0f}) {
+  for (const float guidance : {0.0f, 0.5f, 1.0f, 4.0f}) {
     std::vector<float> line;
     for (size_t i = 0; i < own.size(); ++i) line.push_back(none[i] + guidance * (own[i] - none[i]));
     CHECK(test::relative_error(drawn(guidance, {2, 0, 1}), line) < 1e-5);
   }
   CHECK(drawn(4, {}) == drawn(4, {1, 2, 0}));  // by the images' numbers
+  CHECK(drawn(2, {}, 4) == drawn(4, {}));
   p.unet.null_class = false;
   CHECK_THROWS_AS(drawn(2, {}), Error);
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <future>
@@ -21,11 +22,12 @@ constexpr size_t kImage = 8 * 8 * 3;
 using Bytes = std::vector<uint8_t>;
 using Floats = std::vector<float>;
 
-Pool create_pool(const Model& m, int batch, size_t queue = 0) {
+Pool create_pool(const Model& m, int batch, size_t queue = 0, double guidance = 0) {
   ddpm_pool_options o{};
   o.struct_size = sizeof o;
   o.batch_size = batch;
   o.queue_size = queue;
+  o.guidance = guidance;
   ddpm_pool* p = nullptr;
   ok(ddpm_pool_create(m.get(), &o, &p));
   return Pool(p);
@@ -55,7 +57,7 @@ ddpm_pool_info info_of(const Pool& pool) {
 }
 
 // The images of a request by a sampler of the same options, alone.
-Floats alone(const Model& model, const ddpm_pool_request& q, int batch) {
+Floats alone(const Model& model, const ddpm_pool_request& q, int batch, double guidance = 0) {
   ddpm_sampler_options o{};
   o.struct_size = sizeof o;
   o.batch_size = batch;
@@ -63,6 +65,7 @@ Floats alone(const Model& model, const ddpm_pool_request& q, int batch) {
   o.spacing = q.spacing;
   o.eta = q.eta;
   o.steps = q.steps;
+  o.guidance = guidance;
   ddpm_sampler* raw = nullptr;
   ok(ddpm_sampler_create(model.get(), &o, &raw));
   const Sampler s(raw);
@@ -75,6 +78,7 @@ Floats alone(const Model& model, const ddpm_pool_request& q, int batch) {
   t.labels = q.labels;
   t.x_T = q.x_T;
   t.seeds = q.seeds;
+  t.guidance = q.guidance;
   t.floats = images.data();
   ok(ddpm_sample_run(s.get(), &t));
   return images;
@@ -177,6 +181,37 @@ TEST_CASE("pool: images are those of samplers alone, to the bit", "[pool]") {
       }
       CHECK(info_of(pool).images == 14);
     }
+}
+
+TEST_CASE("pool: requests of other guidance share a batch, each as alone to the bit", "[pool]") {
+  const Model model = open_model(model_folder("small_guided"));
+  const Pool pool = create_pool(model, 3, 0, 2.5);
+  Mix mix(false);
+  const double scales[] = {0, 4, 1, 0.25, 7, 1000, 0};
+  std::vector<Floats> images;
+  std::vector<Ticket> tickets;
+  Gate gate(pool);
+  for (size_t i = 0; i < mix.requests.size(); ++i) {
+    ddpm_pool_request& q = mix.requests[i];
+    images.emplace_back(q.n * kImage);
+    q.floats = images[i].data();
+    q.guidance = scales[i];
+    tickets.push_back(submit(pool, q));
+  }
+  gate.open();
+  for (size_t i = 0; i < mix.requests.size(); ++i) {
+    CAPTURE(i);
+    ok(ddpm_ticket_wait(tickets[i].get()));
+    CHECK((images[i] == alone(model, mix.requests[i], 3, 2.5)));
+    CHECK((images[i] != alone(model, mix.requests[i], 3, 3.5)) == (scales[i] == 0));
+  }
+  // A program of an older header.
+  ddpm_pool_request older = mix.requests[1];
+  older.struct_size = offsetof(ddpm_pool_request, guidance);
+  older.floats = images[1].data();
+  ok(ddpm_ticket_wait(submit(pool, older).get()));
+  older.guidance = 0;
+  CHECK((images[1] == alone(model, older, 3, 2.5)));
 }
 
 TEST_CASE("pool: images join and leave at each step, requests take turns", "[pool]") {
@@ -435,6 +470,13 @@ TEST_CASE("pool: every bad argument is refused with its status", "[pool]") {
     o.batch_size = batch;
     fails(ddpm_pool_create(model.get(), &o, &none), "batch_size");
   }
+  o.batch_size = 0;
+  for (double w : {-1.0, 1000.1, std::nan("")}) {
+    o.guidance = w;
+    fails(ddpm_pool_create(model.get(), &o, &none), "guidance must be 0 to 1000");
+  }
+  o.guidance = 2;
+  fails(ddpm_pool_create(model.get(), &o, &none), "guidance 2: the model has no classes");
   CHECK(none == nullptr);
 
   const Pool pool = create_pool(model, 2);
@@ -466,6 +508,8 @@ TEST_CASE("pool: every bad argument is refused with its status", "[pool]") {
   fails(with([](auto& q) { q.spacing = "karras"; }), "karras");
   fails(with([](auto& q) { q.eta = 2; }), "eta");
   fails(with([&](auto& q) { q.labels = &label; }), "no classes");
+  fails(with([](auto& q) { q.guidance = 1001; }), "guidance must be 0 to 1000");
+  fails(with([](auto& q) { q.guidance = 2; }), "guidance 2: the sampler or pool is not guided");
   for (double t : {-1.0, 1.1e9, std::nan(""), std::numeric_limits<double>::infinity()})
     fails(with([&](auto& q) { q.timeout = t; }), "timeout");
   fails(ddpm_ticket_wait(nullptr), "ticket is NULL");

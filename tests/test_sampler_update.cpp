@@ -105,36 +105,48 @@ void check_row_timestep(Backend* backend) {
   CHECK_THROWS_AS(backend->sampler_timestep(0, {0}, {1}, {2}, {3}), Error);
 }
 
-// Guided outputs, with a variance and without: theirs + guidance (own - theirs), which at 3 triples
-// their roundings.
+// Guided outputs, with a variance and without, images by other scales: theirs + guidance (own -
+// theirs), which at 3 triples their roundings.
 void check_guided(Backend& backend) {
+  constexpr float kScales[] = {3, 0, 1};
   for (const bool variance : {false, true})
-    for (const float guidance : {0.0f, 3.0f})
-      for (const Shape& shape : shapes()) {
-        if (shape.count() > 10000) continue;
-        SamplerRow row = kRows[0];
-        row.z_out = 0.5f;
-        CAPTURE(variance, guidance, to_string(shape));
-        const int64_t count = (variance ? 2 : 1) * shape.count();
-        const auto both = test::rounded(backend, test::random_values(2 * count, 1, 1.7f));
-        const auto own = std::vector<double>(both.begin(), both.begin() + count);
-        const auto theirs = std::vector<double>(both.begin() + count, both.end());
-        const auto x = test::random_values(shape.count(), 2, 2);
-        const SamplerRun run = run_row(
-            backend, {.x = shape, .variance = variance, .guidance = guidance}, row, {}, both, x, x);
-        ref::Halves a = variance ? ref::split_output(own, shape.c) : ref::Halves{own, {}};
-        const ref::Halves b =
-            variance ? ref::split_output(theirs, shape.c) : ref::Halves{theirs, {}};
-        std::vector<double> z = row_noise(shape, row, {});
-        for (size_t i = 0; i < a.mean.size(); ++i) {
-          a.mean[i] = b.mean[i] + double{guidance} * (a.mean[i] - b.mean[i]);
-          if (variance) z[i] *= std::exp(0.5 * a.variance[i]);
-        }
-        auto expected_x = to_double(x), expected_previous = to_double(x);
-        ref::sampler_row(row, a.mean, z, expected_x, expected_previous);
-        CHECK(relative_error(run.x, expected_x) < 2e-6);
-        CHECK(relative_error(run.previous, expected_previous) < 2e-6);
+    for (const Shape& shape : shapes()) {
+      if (shape.count() > 10000) continue;
+      SamplerRow row = kRows[0];
+      row.z_out = 0.5f;
+      CAPTURE(variance, to_string(shape));
+      const int64_t count = (variance ? 2 : 1) * shape.count();
+      const auto both = test::rounded(backend, test::random_values(2 * count, 1, 1.7f));
+      const std::vector<float> first(both.begin(), both.begin() + count);
+      const auto theirs = std::vector<double>(both.begin() + count, both.end());
+      const auto x = test::random_values(shape.count(), 2, 2);
+      std::vector<ChainSlot> slots;
+      for (int i = 0; i < shape.n; ++i)
+        slots.push_back({.seed = Chain().seed,
+                         .image = static_cast<uint64_t>(i),
+                         .rows = 1,
+                         .guidance = kScales[i % 3]});
+      const SamplerRun run = run_rows(backend, {.x = shape, .variance = variance, .guided = true},
+                                      {row}, slots, {}, both, x, x);
+      ref::Halves a = variance ? ref::split_output(to_double(first), shape.c)
+                               : ref::Halves{to_double(first), {}};
+      const ref::Halves b = variance ? ref::split_output(theirs, shape.c) : ref::Halves{theirs, {}};
+      std::vector<double> z = row_noise(shape, row, {});
+      const size_t size = a.mean.size() / static_cast<size_t>(shape.n);
+      for (size_t i = 0; i < a.mean.size(); ++i) {
+        a.mean[i] = b.mean[i] + double{kScales[i / size % 3]} * (a.mean[i] - b.mean[i]);
+        if (variance) z[i] *= std::exp(0.5 * a.variance[i]);
       }
+      auto expected_x = to_double(x), expected_previous = to_double(x);
+      ref::sampler_row(row, a.mean, z, expected_x, expected_previous);
+      CHECK(relative_error(run.x, expected_x) < 2e-6);
+      CHECK(relative_error(run.previous, expected_previous) < 2e-6);
+      // Every third image is as learned: what it is without the others, to the bit.
+      const SamplerRun plain =
+          run_rows(backend, {.x = shape, .variance = variance}, {row}, slots, {}, first, x, x);
+      for (size_t i = 0; i < run.x.size(); ++i)
+        if (i / size % 3 == 2 && run.x[i] != plain.x[i]) FAIL_CHECK("element " << i);
+    }
 }
 
 // Variances that are learned: their factor is exp of 0.1 at most times 3, within 2e-7.

@@ -194,8 +194,10 @@ TEST_CASE("simt.network: a chain by loops is the chain step by step", "[simt]") 
 TEST_CASE("simt.network: a mixed batch draws what a generator does, to the bit", "[simt]") {
   const auto type = GENERATE(DType::kF32, DType::kBF16);
   const auto backend = test::make_kernel_backend(type);
-  const bool classes = GENERATE(false, true);
+  const bool classes = GENERATE(false, true), guided = GENERATE(false, true);
+  if (guided && (!classes || type != DType::kF32)) return;
   UNetConfig unet = small_unet();
+  unet.null_class = guided;
   if (!classes) unet.num_class_embeds.reset();
   const SchedulerConfig scheduler;
   std::unique_ptr<ParamStore> store;
@@ -210,12 +212,16 @@ TEST_CASE("simt.network: a mixed batch draws what a generator does, to the bit",
   std::vector<std::vector<SamplerRow>> rows;
   for (const SamplerOptions& o : options)
     rows.push_back(sampler_rows(Schedule(scheduler), scheduler, o));
+  const float scales[] = {1.5f, 1, 4};
   std::vector<std::vector<float>> images(3);
   {
-    MixedBatch batch(*backend, unet, scheduler, 2, weights);
+    MixedBatch batch(*backend, unet, scheduler, 2, weights, guided);
+    const auto chain = [&](size_t i) {
+      return MixedBatch::Chain{
+          .rows = &rows[i], .seed = 3 + i, .image = 1, .label = 1, .guidance = scales[i]};
+    };
     int slot_of[] = {0, 1, -1};
-    for (size_t i = 0; i < 2; ++i)
-      batch.join(slot_of[i], {.rows = &rows[i], .seed = 3 + i, .image = 1, .label = 1});
+    for (size_t i = 0; i < 2; ++i) batch.join(slot_of[i], chain(i));
     while (images[0].empty() || images[2].empty()) {
       batch.step();
       for (size_t i = 0; i < 3; ++i) {
@@ -223,15 +229,14 @@ TEST_CASE("simt.network: a mixed batch draws what a generator does, to the bit",
         images[i].resize(batch.image_size());
         CHECK(batch.read(slot_of[i], nullptr, images[i].data()));
         batch.leave(slot_of[i]);
-        if (i == 1)
-          batch.join(slot_of[2] = slot_of[1],
-                     {.rows = &rows[2], .seed = 5, .image = 1, .label = 1});
+        if (i == 1) batch.join(slot_of[2] = slot_of[1], chain(2));
         slot_of[i] = -1;
       }
     }
   }
   for (size_t i = 0; i < 3; ++i) {
-    Generator generator(*backend, unet, scheduler, options[i], 2, weights);
+    Generator generator(*backend, unet, scheduler.num_train_timesteps, rows[i], 2, weights,
+                        guided ? std::optional(scales[i]) : std::nullopt);
     generator.weights_final();
     CHECK((images[i] == generator.sample(3 + i, 1, 1)));
   }

@@ -22,8 +22,9 @@ Chain make_chain(Backend& backend, const Pipeline& p, std::vector<SamplerRow> ro
     chain.store = load_store(backend, p, params);
     return chain.store->arenas();
   };
-  chain.generator = std::make_unique<Generator>(backend, p.unet, p.scheduler.num_train_timesteps,
-                                                std::move(rows), batch_size, weights, guidance);
+  chain.generator = std::make_unique<Generator>(
+      backend, p.unet, p.scheduler.num_train_timesteps, std::move(rows), batch_size, weights,
+      guidance != 1 ? std::optional(guidance) : std::nullopt);
   chain.generator->weights_final();
   return chain;
 }

@@ -29,7 +29,7 @@ struct Chain {
   size_t bytes() const { return store->bytes() + generator->bytes(); }
 };
 
-// With the weights in place. guidance: as Generator's.
+// With the weights in place. guidance: as Generator's, which 1 needs none of.
 Chain make_chain(Backend&, const Pipeline&, std::vector<SamplerRow> rows, int batch_size,
                  float guidance = 1);
 

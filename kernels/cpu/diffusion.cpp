@@ -238,7 +238,8 @@ Call CpuBackend::sampler_update(const SamplerDesc& d, In rows, In slots, In out,
                                         .step = static_cast<uint32_t>(row.t)};
               const int64_t stride = d.variance ? 2 * size : size;
               const float* const own = r.in<float>(out) + i * stride;
-              const ImageOutput output{own, d.guided() ? own + d.x.n * stride : nullptr, d.guidance,
+              const bool guided = d.guided && slot.guidance != 1;
+              const ImageOutput output{own, guided ? own + d.x.n * stride : nullptr, slot.guidance,
                                        d.variance ? d.x.c : 0};
               if (!HWY_DYNAMIC_DISPATCH(update_loop)(
                       row, stream, 4 * begin, std::min(4 * end, size) - 4 * begin, output,

@@ -191,7 +191,7 @@ __device__ __forceinline__ float sample_row(const SamplerRow& row, float out, fl
 
 // The run of the network's output, guided and without its second half.
 template <typename T>
-__device__ __forceinline__ void load_output(const SamplerDesc& d, int size,
+__device__ __forceinline__ void load_output(const SamplerDesc& d, float guidance, int size,
                                             const Global<const T>& out, const ImageRun& run,
                                             float (&o)[kRun]) {
   const auto load = [&](const ImageRun& from, float(&v)[kRun]) {
@@ -201,13 +201,13 @@ __device__ __forceinline__ void load_output(const SamplerDesc& d, int size,
       load_run<T>(out, from, v);
   };
   load(run, o);
-  if (!d.guided()) return;
+  if (!d.guided || guidance == 1) return;
   ImageRun other = run;
   other.offset += int64_t{d.x.n} * size;
   float u[kRun];
   load(other, u);
 #pragma unroll
-  for (int j = 0; j < kRun; ++j) o[j] = fmaf(d.guidance, o[j] - u[j], u[j]);
+  for (int j = 0; j < kRun; ++j) o[j] = fmaf(guidance, o[j] - u[j], u[j]);
 }
 
 // bad[block], where it is wanted: how many threads of it met a value that is not finite. Plain: the
@@ -231,7 +231,7 @@ __global__ void sampler_update_kernel(SamplerDesc d, int size, int parts,
     if constexpr (Plain)
       load_run<T>(out, run, o);
     else
-      load_output<T>(d, size, out, run, o);
+      load_output<T>(d, slot.guidance, size, out, run, o);
     load_run<float>(x, run, v);
     // Before its first use `previous` is undefined: it must not be read then.
     if (row.x_previous != 0) load_run<float>(previous, run, p);
@@ -399,7 +399,7 @@ Call CudaBackend::sampler_update(const SamplerDesc& d, In rows, In slots, In out
                                                     r.in<T>(out), r.out<float>(x),
                                                     r.out<float>(previous), s, bad);
           };
-          if (d.variance || d.guided())
+          if (d.variance || d.guided)
             update.template operator()<false>();
           else
             update.template operator()<true>();

@@ -148,6 +148,12 @@ def check_model(folder):
     fails(header.DDPM_CONFIG, "does not exist", lambda: ddpm.Model(folder + "/nowhere"))
     fails(header.DDPM_USAGE, "euler", lambda: ddpm.Sampler(model, sampler="euler"))
     fails(header.DDPM_USAGE, "no classes", lambda: sampler.sample_run(out, labels=[0, 0, 0]))
+    guided = "guidance 2: the model has no classes"
+    fails(header.DDPM_USAGE, guided, lambda: ddpm.Sampler(model, guidance=2))
+    fails(header.DDPM_USAGE, guided, lambda: ddpm.Pool(model, guidance=2))
+    fails(header.DDPM_USAGE, "not guided", lambda: sampler.sample_run(out, guidance=2))
+    fails(header.DDPM_USAGE, "not guided", lambda: ddpm.Pool(model).submit(guidance=2))
+    assert model.info.null_label == -1
     sampler.cancel()
     fails(header.DDPM_STOPPED, "ddpm_cancel", lambda: sampler.sample(0, 0, 1))
 

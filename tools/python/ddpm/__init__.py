@@ -59,6 +59,7 @@ class Info(NamedTuple):
     classes: int
     parameters: int
     multiply_adds: int
+    null_label: int
 
 
 class SamplerInfo(NamedTuple):
@@ -144,9 +145,11 @@ def _address(array: Optional[np.ndarray]) -> Optional[int]:
 class Pool:
     """ddpm_pool_create. For any thread: what is asked for runs together in one batch."""
 
-    def __init__(self, model: Model, *, batch_size: int = 0, queue_size: int = 0):
+    def __init__(self, model: Model, *, batch_size: int = 0, queue_size: int = 0,
+                 guidance: float = 0.0):
         self.model = model
-        options = header.ddpm_pool_options(batch_size=batch_size, queue_size=queue_size)
+        options = header.ddpm_pool_options(batch_size=batch_size, queue_size=queue_size,
+                                           guidance=guidance)
         handle = c.c_void_p()
         _check(_lib().ddpm_pool_create(model.handle, c.byref(options), c.byref(handle)))
         self.handle = handle
@@ -159,7 +162,7 @@ class Pool:
                spacing: Optional[str] = None, eta: float = 0.0, steps: int = 0,
                seeds: Optional[Sequence[int]] = None, labels: Optional[Sequence[int]] = None,
                x_T: Optional[np.ndarray] = None, timeout: float = 0.0,
-               dtype: Any = np.uint8) -> "Ticket":
+               dtype: Any = np.uint8, guidance: float = 0.0) -> "Ticket":
         """Returns at once; Error(DDPM_FULL) where the queue has no room now. dtype: uint8 or
         float32, of the images (n, H, W, C)."""
         info = self.model.info
@@ -174,7 +177,7 @@ class Pool:
         request = header.ddpm_pool_request(
             steps=steps, sampler=_text(sampler), spacing=_text(spacing), eta=eta, seed=seed,
             first=first, n=n, seeds=_address(each), labels=_address(classes), x_T=_address(start),
-            timeout=timeout)
+            timeout=timeout, guidance=guidance)
         setattr(request, "bytes" if images.dtype == np.uint8 else "floats", images.ctypes.data)
         handle = c.c_void_p()
         _check(_lib().ddpm_pool_submit(self.handle, c.byref(request), c.byref(handle)))
@@ -222,7 +225,8 @@ class Sampler:
                  spacing: Optional[str] = None, eta: float = 0.0, steps: int = 0,
                  preview_every: int = 0,
                  progress: Optional[Callable[[int, int, int, int], Any]] = None,
-                 preview: Optional[Callable[[int, int, int, int, np.ndarray], Any]] = None):
+                 preview: Optional[Callable[[int, int, int, int, np.ndarray], Any]] = None,
+                 guidance: float = 0.0):
         self.model = model
         self._raised: Optional[BaseException] = None
         self._callbacks = (header.ddpm_progress_callback(), header.ddpm_preview_callback())
@@ -235,7 +239,7 @@ class Sampler:
         options = header.ddpm_sampler_options(
             batch_size=batch_size, sampler=_text(sampler), spacing=_text(spacing), eta=eta,
             steps=steps, preview_every=preview_every, progress=self._callbacks[0],
-            preview=self._callbacks[1])
+            preview=self._callbacks[1], guidance=guidance)
         handle = c.c_void_p()
         _check(_lib().ddpm_sampler_create(model.handle, c.byref(options), c.byref(handle)))
         self.handle = handle
@@ -264,7 +268,8 @@ class Sampler:
 
     def sample_run(self, out: Any, *, seed: int = 0, first: int = 0,
                    labels: Optional[Sequence[int]] = None, x_T: Any = None,
-                   stream: Optional[int] = None, seeds: Optional[Sequence[int]] = None) -> Any:
+                   stream: Optional[int] = None, seeds: Optional[Sequence[int]] = None,
+                   guidance: float = 0.0) -> Any:
         """Fills `out` where it lies and returns it: a tensor of numpy, PyTorch or whatever speaks
         DLPack, uint8 or float32, (n, H, W, C) or (n, C, H, W) in channels_last memory. x_T, where
         the chains start, likewise, float32. CUDA tensors: both on the model's device; stream, a
@@ -274,7 +279,8 @@ class Sampler:
         n = to.shape[0] if to.shape else 0
         self._require(to, "out", n, ("uint8", "float32"))
         task = header.ddpm_sample_task(
-            on_device=int(to.device == dlpack.CUDA), seed=seed, first=first, n=n, stream=stream)
+            on_device=int(to.device == dlpack.CUDA), seed=seed, first=first, n=n, stream=stream,
+            guidance=guidance)
         setattr(task, "bytes" if to.dtype == "uint8" else "floats", to.address)
         classes, each = _each("labels", labels, np.int32, n), _each("seeds", seeds, np.uint64, n)
         task.labels, task.seeds = _address(classes), _address(each)

@@ -59,6 +59,7 @@ class ddpm_info(Sized):
         ("struct_size", c.c_uint32), ("height", c.c_int32), ("width", c.c_int32),
         ("channels", c.c_int32), ("output_channels", c.c_int32), ("timesteps", c.c_int32),
         ("classes", c.c_int32), ("parameters", c.c_int64), ("multiply_adds", c.c_int64),
+        ("null_label", c.c_int32),
     ]
 
 
@@ -67,7 +68,7 @@ class ddpm_sampler_options(Sized):
         ("struct_size", c.c_uint32), ("batch_size", c.c_int32), ("sampler", c.c_char_p),
         ("spacing", c.c_char_p), ("eta", c.c_double), ("steps", c.c_int32),
         ("preview_every", c.c_int32), ("progress", ddpm_progress_callback),
-        ("preview", ddpm_preview_callback), ("user", c.c_void_p),
+        ("preview", ddpm_preview_callback), ("user", c.c_void_p), ("guidance", c.c_double),
     ]
 
 
@@ -83,13 +84,14 @@ class ddpm_sample_task(Sized):
         ("struct_size", c.c_uint32), ("on_device", c.c_int32), ("seed", c.c_uint64),
         ("first", c.c_uint64), ("n", c.c_size_t), ("labels", c.c_void_p), ("x_T", c.c_void_p),
         ("bytes", c.c_void_p), ("floats", c.c_void_p), ("stream", c.c_void_p),
-        ("seeds", c.c_void_p),
+        ("seeds", c.c_void_p), ("guidance", c.c_double),
     ]
 
 
 class ddpm_pool_options(Sized):
     _fields_ = [
         ("struct_size", c.c_uint32), ("batch_size", c.c_int32), ("queue_size", c.c_size_t),
+        ("guidance", c.c_double),
     ]
 
 
@@ -100,7 +102,7 @@ class ddpm_pool_request(Sized):
         ("first", c.c_uint64), ("n", c.c_size_t), ("seeds", c.c_void_p),
         ("labels", c.c_void_p), ("x_T", c.c_void_p), ("bytes", c.c_void_p),
         ("floats", c.c_void_p), ("timeout", c.c_double), ("done", ddpm_done_callback),
-        ("user", c.c_void_p),
+        ("user", c.c_void_p), ("guidance", c.c_double),
     ]
 
 
