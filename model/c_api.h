@@ -45,7 +45,8 @@ ddpm_status guarded(ErrorText* handle, F f) noexcept {
 
 void require(bool condition, const char* what);
 
-// The caller's struct, or all defaults. `first_size`: that of the first header that had it.
+// The caller's struct, or all defaults. `first_size`: that of the first header that had it. A field
+// that is added must not lie in what was padding.
 template <typename Options>
 Options options_of(const Options* given, size_t first_size = sizeof(Options)) {
   Options options{};

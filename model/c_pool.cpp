@@ -27,6 +27,7 @@ constexpr double kLongestTimeout = 1e9;  // 32 years
 void check(const ddpm_pool_request& q, const Pool& pool, size_t queue_size) {
   require(q.bytes != nullptr || q.floats != nullptr || q.n == 0,
           "request: bytes and floats are NULL");
+  require(q.on_device == 0 || q.on_device == 1, "request: on_device must be 0 or 1");
   require(q.timeout >= 0 && q.timeout <= kLongestTimeout, "request: timeout must be 0 to 1e9");
   if (q.n > queue_size)
     fail(Status::kUsage, "request: n %zu is more than the pool's queue_size %zu", q.n, queue_size);
@@ -47,6 +48,7 @@ std::shared_ptr<Request> make_request(const ddpm_pool_request& q, const Pool& po
   if (q.x_T != nullptr) r->x_T.assign(q.x_T, q.x_T + q.n * image_size);
   r->bytes = q.bytes;
   r->floats = q.floats;
+  r->on_device = q.on_device != 0;
   if (q.timeout > 0)
     r->deadline = Request::Clock::now() + std::chrono::duration_cast<Request::Clock::duration>(
                                               std::chrono::duration<double>(q.timeout));

@@ -229,7 +229,8 @@ typedef struct ddpm_sample_task {
   uint64_t seed;         /**< of all images, unless seeds is given */
   uint64_t first;        /**< number of image 0 */
   size_t n;              /**< images */
-  const int32_t* labels; /**< (n), in host memory, 0 to classes - 1; NULL: number mod classes */
+  const int32_t* labels; /**< (n), in host memory, 0 to classes - 1 or the null_label; NULL: number
+                            mod classes */
   const float* x_T;      /**< (n, H, W, C), where the chains start; NULL: drawn from the seed */
   uint8_t* bytes;        /**< (n, H, W, C) or NULL */
   float* floats;         /**< (n, H, W, C) or NULL; not both NULL */
@@ -287,12 +288,15 @@ typedef struct ddpm_pool_request {
   const uint64_t* seeds;   /**< as in ddpm_sample_task; copied */
   const int32_t* labels;   /**< as in ddpm_sample_task; copied */
   const float* x_T;        /**< as in ddpm_sample_task, in host memory; copied */
-  uint8_t* bytes;          /**< (n, H, W, C) or NULL, in host memory until the request has ended */
+  uint8_t* bytes;          /**< (n, H, W, C) or NULL; the pool's until the request has ended */
   float* floats;           /**< the same, clamped to [-1, 1]; not both NULL */
   double timeout;          /**< seconds from now until it ends with DDPM_TIMEOUT; 0: none */
   ddpm_done_callback done; /**< NULL: none */
   void* user;              /**< for done */
   double guidance;         /**< as in ddpm_sample_task; 0: the pool's */
+  /** 1: bytes and floats are device pointers, and floats is not clamped. What else uses them must
+   * have done so when the request is submitted; the images are there when it ends. */
+  int32_t on_device;
 } ddpm_pool_request;
 
 /** Returns at once. DDPM_FULL: the queue has no room for n images now; nothing was done, and `done`
@@ -344,8 +348,8 @@ DDPM_API ddpm_status ddpm_wait(ddpm_session* session);
 /** A session that runs the network on batches of batch_size images. */
 DDPM_API ddpm_status ddpm_forward_open(ddpm_model* model, int batch_size, ddpm_session** session);
 /** output (N, H, W, output_channels) = network(sample (N, H, W, channels), timestep (N)). labels
- * (N), 0 to classes - 1, are NULL where the model has no classes. The CPU refuses timesteps and
- * labels out of range; on a GPU an image that has one is undefined. */
+ * (N), 0 to classes - 1 or the null_label, are NULL where the model has no classes. The CPU refuses
+ * timesteps and labels out of range; on a GPU an image that has one is undefined. */
 DDPM_API ddpm_status ddpm_forward(ddpm_session* session, const float* sample,
                                   const int32_t* timestep, const int32_t* labels, float* output,
                                   void* stream);

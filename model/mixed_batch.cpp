@@ -105,18 +105,22 @@ bool MixedBatch::finished(int slot) const {
   return s.rows > 0 && static_cast<int64_t>(step_) - s.start >= s.rows;
 }
 
-bool MixedBatch::read(int slot, uint8_t* bytes, float* floats) {
+bool MixedBatch::read(int slot, uint8_t* bytes, float* floats, bool on_device) {
   const size_t size = image_.size() * sizeof(float);
   backend_.transfer(floats_->data(), address(x_, static_cast<size_t>(slot) * size), size);
-  backend_.download(image_.data(), floats_->data(), size);
+  if (bytes != nullptr) {
+    void* const slots[] = {floats_->data(), bytes_->data()};
+    to_bytes_.run({slots, nullptr, backend_.stream()});
+  }
+  if (on_device && bytes != nullptr) backend_.transfer(bytes, bytes_->data(), image_.size());
+  if (on_device && floats != nullptr) backend_.transfer(floats, floats_->data(), size);
+  backend_.download(image_.data(), floats_->data(), size);  // waits for all of that
   if (!std::all_of(image_.begin(), image_.end(), [](float v) { return std::isfinite(v); }))
     return false;
+  if (on_device) return true;
+  if (bytes != nullptr) backend_.download(bytes, bytes_->data(), image_.size());
   if (floats != nullptr)
     for (size_t i = 0; i < image_.size(); ++i) floats[i] = std::clamp(image_[i], -1.0f, 1.0f);
-  if (bytes == nullptr) return true;
-  void* const slots[] = {floats_->data(), bytes_->data()};
-  to_bytes_.run({slots, nullptr, backend_.stream()});
-  backend_.download(bytes, bytes_->data(), image_.size());
   return true;
 }
 

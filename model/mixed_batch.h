@@ -32,9 +32,10 @@ class MixedBatch {
   // One step of every chain. If it throws, no chain is left: as after leave() of all.
   void step();
   bool finished(int slot) const;
-  // The image in a slot: bytes (H,W,C), or floats (H,W,C) clamped to [-1, 1], or both. Returns
-  // whether it is finite.
-  bool read(int slot, uint8_t* bytes, float* floats);
+  // The image in a slot: bytes (H,W,C), or floats (H,W,C) clamped to [-1, 1], or both. On the
+  // device floats are as they are, and both are there when this returns. Returns whether it is
+  // finite.
+  bool read(int slot, uint8_t* bytes, float* floats, bool on_device = false);
 
   int size() const { return static_cast<int>(x_T_.size()); }
   size_t image_size() const { return image_.size(); }  // values of an image

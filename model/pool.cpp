@@ -247,7 +247,7 @@ void Pool::deliver() {
     Request& r = *place.request;
     const size_t at = place.image * image_size_;
     place.bad = !batch_->read(slot, r.bytes == nullptr ? nullptr : r.bytes + at,
-                              r.floats == nullptr ? nullptr : r.floats + at);
+                              r.floats == nullptr ? nullptr : r.floats + at, r.on_device);
   }
 }
 

@@ -27,6 +27,7 @@ struct Request {
   std::vector<float> x_T;
   uint8_t* bytes = nullptr;
   float* floats = nullptr;
+  bool on_device = false;
   std::optional<Clock::time_point> deadline;
   ddpm_done_callback done = nullptr;
   void* user = nullptr;

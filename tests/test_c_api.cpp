@@ -423,7 +423,7 @@ TEST_CASE("c api: functions and structs are those that are written down", "[c_ap
   SIZE(ddpm_sampler_info, device_bytes);
   SIZE(ddpm_sample_task, guidance);
   SIZE(ddpm_pool_options, guidance);
-  SIZE(ddpm_pool_request, guidance);
+  SIZE(ddpm_pool_request, on_device);
   SIZE(ddpm_pool_info, device_bytes);
   SIZE(ddpm_train_options, seed);
   SIZE(ddpm_train_state, learning_rate);

@@ -214,6 +214,41 @@ TEST_CASE("pool: requests of other guidance share a batch, each as alone to the 
   CHECK((images[1] == alone(model, older, 3, 2.5)));
 }
 
+// The CPU's device memory is the host's.
+TEST_CASE("pool: images into device pointers, beside those of the host", "[pool]") {
+  const Model model = open_model(model_folder("small"));
+  const Pool pool = create_pool(model, 3);
+  ddpm_pool_request q = request(2, "dpmpp2m", 4);  // it may leave [-1, 1]
+  Floats device(2 * kImage + 1, -7.0f), host = device, alone(2 * kImage);
+  Bytes device_bytes(2 * kImage + 1, 7), host_bytes = device_bytes;
+  q.floats = host.data();
+  q.bytes = host_bytes.data();
+  const Ticket on_host = submit(pool, q);
+  q.on_device = 1;
+  q.floats = device.data();
+  q.bytes = device_bytes.data();
+  const Ticket on_device = submit(pool, q);
+  ok(ddpm_ticket_wait(on_device.get()));
+  ok(ddpm_ticket_wait(on_host.get()));
+
+  ddpm_sampler_options o{};
+  o.struct_size = sizeof o;
+  o.batch_size = 3;
+  o.sampler = q.sampler;
+  o.steps = q.steps;
+  ddpm_sampler* raw = nullptr;
+  ok(ddpm_sampler_create(model.get(), &o, &raw));
+  ok(ddpm_sample_device(Sampler(raw).get(), q.seed, q.first, q.n, alone.data(), nullptr));
+  CHECK(std::any_of(alone.begin(), alone.end(), [](float v) { return std::abs(v) > 1; }));
+  CHECK((Floats(device.begin(), device.end() - 1) == alone));
+  CHECK((device_bytes == host_bytes));
+  CHECK(device_bytes.back() == 7);
+  for (float& v : alone) v = std::clamp(v, -1.0f, 1.0f);
+  CHECK((Floats(host.begin(), host.end() - 1) == alone));
+  CHECK(host.back() == -7.0f);
+  CHECK(device.back() == -7.0f);
+}
+
 TEST_CASE("pool: images join and leave at each step, requests take turns", "[pool]") {
   const Model model = open_model(model_folder("small"));
   const Pool pool = create_pool(model, 2);
@@ -500,6 +535,7 @@ TEST_CASE("pool: every bad argument is refused with its status", "[pool]") {
   for (uint32_t size : {0u, 4u, ~0u})
     fails(with([&](auto& q) { q.struct_size = size; }), "struct_size");
   fails(with([](auto& q) { q.floats = nullptr; }), "bytes and floats");
+  for (int bad : {-1, 2}) fails(with([&](auto& q) { q.on_device = bad; }), "on_device");
   for (size_t n : {size_t{1025}, kHuge}) fails(with([&](auto& q) { q.n = n; }), "queue_size 1024");
   fails(with([](auto& q) { q.first = kHuge; }), "first + n");
   fails(with([](auto& q) { q.steps = -1; }), "steps");

@@ -135,13 +135,22 @@ def check_model(folder):
     fails(header.DDPM_USAGE, "queue_size 4", lambda: pool.submit(5))
     assert (tickets[0].wait() == bytes_).all()
     assert (tickets[1].wait() == sampler.sample_float(6, 7, 1)).all() and tickets[1].done
+    own = np.full(shape, 7, np.uint8).transpose(0, 3, 1, 2)  # as PyTorch says channels_last
+    assert pool.submit(3, seed=5, first=7, sampler="ddim", steps=4, out=own).wait() is own
+    assert (own.transpose(0, 2, 3, 1) == bytes_).all()
+    for bad in (np.empty(shape, np.float64), np.empty(shape[1:], np.uint8)):
+        try:
+            pool.submit(3, out=bad)
+        except ValueError:
+            continue
+        raise AssertionError(f"accepted: {bad.shape} {bad.dtype}")
     late = pool.submit(1, steps=1000, timeout=1e-9)
     fails(header.DDPM_TIMEOUT, "timeout", late.wait)
     endless = pool.submit(1, steps=1000)
     endless.cancel()
     fails(header.DDPM_STOPPED, "ddpm_ticket_cancel", endless.wait)
     pool.drain()
-    assert pool.info.images == 4 and pool.info.running == 0, pool.info
+    assert pool.info.images == 7 and pool.info.running == 0, pool.info
     fails(header.DDPM_STOPPED, "no more requests", lambda: pool.submit(1))
     print("pool: ok")
 

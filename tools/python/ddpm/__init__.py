@@ -124,6 +124,26 @@ class Model:
         _check(_lib().ddpm_get_info(handle, c.byref(info)))
         self.info: Info = _values(Info, info)
 
+    def _shape(self, n: int):
+        if n < 0:
+            raise ValueError(f"n: {n}")
+        return (n, self.info.height, self.info.width, self.info.channels)
+
+    def _require(self, t: dlpack.Tensor, name: str, n: int, dtypes: Sequence[str]) -> None:
+        n, h, w, channels = self._shape(n)
+        dense = dlpack.dense_strides((n, h, w, channels))
+        channels_last = (dense[0], dense[3], dense[1], dense[2])
+        last, first = (n, h, w, channels), (n, channels, h, w)
+        # A stride of a size of 1 says nothing.
+        def lies(shape, strides):
+            return t.shape == shape and all(
+                a == b or size == 1 for a, b, size in zip(t.strides, strides, shape))
+        if t.dtype not in dtypes:
+            raise ValueError(f"{name}: {t.dtype}, need {' or '.join(dtypes)}")
+        if not (lies(last, dense) or lies(first, channels_last)):
+            raise ValueError(f"{name}: shape {t.shape} with strides {t.strides}, need {last}, or "
+                             f"{first} in channels_last memory")
+
     def __del__(self):
         if getattr(self, "handle", None):
             _lib().ddpm_model_destroy(self.handle)
@@ -162,14 +182,14 @@ class Pool:
                spacing: Optional[str] = None, eta: float = 0.0, steps: int = 0,
                seeds: Optional[Sequence[int]] = None, labels: Optional[Sequence[int]] = None,
                x_T: Optional[np.ndarray] = None, timeout: float = 0.0,
-               dtype: Any = np.uint8, guidance: float = 0.0) -> "Ticket":
+               dtype: Any = np.uint8, guidance: float = 0.0, out: Any = None) -> "Ticket":
         """Returns at once; Error(DDPM_FULL) where the queue has no room now. dtype: uint8 or
-        float32, of the images (n, H, W, C)."""
-        info = self.model.info
-        shape = (n, info.height, info.width, info.channels)
-        if np.dtype(dtype) not in (np.uint8, np.float32) or n < 0:
-            raise ValueError(f"n {n}, dtype {dtype}: need uint8 or float32")
-        images = np.empty(shape, dtype)
+        float32, of the images (n, H, W, C). `out`: a tensor as in Sampler.sample_run to fill in
+        place of them, ready now and not to be used until the request has ended."""
+        shape = self.model._shape(n)
+        images = np.empty(shape, dtype) if out is None else out
+        to = dlpack.look(images)
+        self.model._require(to, "images", n, ("uint8", "float32"))
         classes, each = _each("labels", labels, np.int32, n), _each("seeds", seeds, np.uint64, n)
         start = None if x_T is None else np.ascontiguousarray(x_T, np.float32)
         if start is not None and start.shape != shape:
@@ -177,8 +197,8 @@ class Pool:
         request = header.ddpm_pool_request(
             steps=steps, sampler=_text(sampler), spacing=_text(spacing), eta=eta, seed=seed,
             first=first, n=n, seeds=_address(each), labels=_address(classes), x_T=_address(start),
-            timeout=timeout, guidance=guidance)
-        setattr(request, "bytes" if images.dtype == np.uint8 else "floats", images.ctypes.data)
+            timeout=timeout, guidance=guidance, on_device=int(to.device == dlpack.CUDA))
+        setattr(request, "bytes" if to.dtype == "uint8" else "floats", to.address)
         handle = c.c_void_p()
         _check(_lib().ddpm_pool_submit(self.handle, c.byref(request), c.byref(handle)))
         return Ticket(handle, images)
@@ -196,14 +216,14 @@ class Pool:
 class Ticket:
     """What Pool.submit returns. Dropping it cancels the request."""
 
-    def __init__(self, handle: c.c_void_p, images: np.ndarray):
+    def __init__(self, handle: c.c_void_p, images: Any):
         self.handle, self._images = handle, images
 
     def __del__(self):
         _lib().ddpm_ticket_destroy(self.handle)
 
-    def wait(self) -> np.ndarray:
-        """The images, or Error with the request's status."""
+    def wait(self) -> Any:
+        """The images, or `out`, or Error with the request's status."""
         _check(_lib().ddpm_ticket_wait(self.handle))
         return self._images
 
@@ -256,13 +276,13 @@ class Sampler:
 
     def sample(self, seed: int = 0, first: int = 0, n: int = 1) -> np.ndarray:
         """uint8 (n, H, W, C)."""
-        images = np.empty(self._shape(n), np.uint8)
+        images = np.empty(self.model._shape(n), np.uint8)
         self._call("ddpm_sample", seed, first, n, images.ctypes.data)
         return images
 
     def sample_float(self, seed: int = 0, first: int = 0, n: int = 1) -> np.ndarray:
         """float32 (n, H, W, C) in [-1, 1]."""
-        images = np.empty(self._shape(n), np.float32)
+        images = np.empty(self.model._shape(n), np.float32)
         self._call("ddpm_sample_float", seed, first, n, images.ctypes.data)
         return images
 
@@ -277,7 +297,7 @@ class Sampler:
         ready, and the call returns when the images are there."""
         to = dlpack.look(out, None if stream is None else -1)
         n = to.shape[0] if to.shape else 0
-        self._require(to, "out", n, ("uint8", "float32"))
+        self.model._require(to, "out", n, ("uint8", "float32"))
         task = header.ddpm_sample_task(
             on_device=int(to.device == dlpack.CUDA), seed=seed, first=first, n=n, stream=stream,
             guidance=guidance)
@@ -286,7 +306,7 @@ class Sampler:
         task.labels, task.seeds = _address(classes), _address(each)
         if x_T is not None:
             start = dlpack.look(x_T, None if stream is None else -1)
-            self._require(start, "x_T", n, ("float32",))
+            self.model._require(start, "x_T", n, ("float32",))
             if start.device != to.device:
                 raise ValueError("x_T and out lie on different devices")
             task.x_T = start.address
@@ -299,28 +319,8 @@ class Sampler:
     def cancel(self) -> None:
         _lib().ddpm_cancel(self.handle)
 
-    def _shape(self, n: int):
-        if n < 0:
-            raise ValueError(f"n: {n}")
-        return (n, self.model.info.height, self.model.info.width, self.model.info.channels)
-
-    def _require(self, t: dlpack.Tensor, name: str, n: int, dtypes: Sequence[str]) -> None:
-        n, h, w, channels = self._shape(n)
-        dense = dlpack.dense_strides((n, h, w, channels))
-        channels_last = (dense[0], dense[3], dense[1], dense[2])
-        last, first = (n, h, w, channels), (n, channels, h, w)
-        # A stride of a size of 1 says nothing.
-        def lies(shape, strides):
-            return t.shape == shape and all(
-                a == b or size == 1 for a, b, size in zip(t.strides, strides, shape))
-        if t.dtype not in dtypes:
-            raise ValueError(f"{name}: {t.dtype}, need {' or '.join(dtypes)}")
-        if not (lies(last, dense) or lies(first, channels_last)):
-            raise ValueError(f"{name}: shape {t.shape} with strides {t.strides}, need {last}, or "
-                             f"{first} in channels_last memory")
-
     def _x0(self, address: int, images: int) -> np.ndarray:
-        shape = self._shape(images)
+        shape = self.model._shape(images)
         count = int(np.prod(shape))
         return np.ctypeslib.as_array((c.c_float * count).from_address(address)).reshape(
             shape).copy()

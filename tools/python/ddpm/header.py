@@ -102,7 +102,7 @@ class ddpm_pool_request(Sized):
         ("first", c.c_uint64), ("n", c.c_size_t), ("seeds", c.c_void_p),
         ("labels", c.c_void_p), ("x_T", c.c_void_p), ("bytes", c.c_void_p),
         ("floats", c.c_void_p), ("timeout", c.c_double), ("done", ddpm_done_callback),
-        ("user", c.c_void_p), ("guidance", c.c_double),
+        ("user", c.c_void_p), ("guidance", c.c_double), ("on_device", c.c_int32),
     ]
 
 
