@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <numeric>
 
 namespace ddpm {
 namespace {
@@ -83,6 +84,34 @@ void agree(Communicator& ranks, const std::function<void()>& stage) {
   throw AgreedError(
       static_cast<Status>(*failed),
       first == 0 ? text : format("rank %d: %s", static_cast<int>(first), text.c_str()));
+}
+
+std::vector<float> collect(Communicator& ranks, const std::vector<float>& own) {
+  if (ranks.size() == 1) return own;
+  constexpr size_t kPiece = size_t{16} << 20;  // values of all ranks that are under way at a time
+  const auto size = static_cast<size_t>(ranks.size()), rank = static_cast<size_t>(ranks.rank());
+  std::vector<uint64_t> counts(size);
+  counts[rank] = own.size();
+  ranks.share(counts.data(), sizeof(uint64_t));
+  const size_t most = *std::max_element(counts.begin(), counts.end());
+  const size_t each = std::min(most, std::max<size_t>(kPiece / size, 1));
+  std::vector<size_t> begin(size);  // of each rank's values among all
+  std::exclusive_scan(counts.begin(), counts.end(), begin.begin(), size_t{0});
+  std::vector<float> all(rank == 0 ? begin.back() + counts.back() : 0), piece(size * each);
+  for (size_t at = 0; at < most; at += each) {
+    const auto left = [&](size_t r) { return std::min(each, counts[r] - std::min(at, counts[r])); };
+    std::copy_n(own.data() + std::min(at, own.size()), left(rank), piece.data() + rank * each);
+    ranks.share(piece.data(), each * sizeof(float));
+    for (size_t r = 0; rank == 0 && r < size; ++r)
+      std::copy_n(piece.data() + r * each, left(r), all.data() + begin[r] + at);
+  }
+  return all;
+}
+
+Round round_at(const Communicator& ranks, int64_t at, int64_t end, int batch_size) {
+  const int64_t batch = batch_size, first = at + ranks.rank() * batch;
+  return {first, static_cast<int>(std::clamp<int64_t>(end - first, 0, batch)),
+          std::min(end, at + ranks.size() * batch)};
 }
 
 }  // namespace ddpm

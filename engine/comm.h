@@ -1,4 +1,4 @@
-// What the ranks of a training run say to each other. A rank is a process; a run by itself is rank
+// What the ranks of a run say to each other. A rank is a process; a run by itself is rank
 // 0 of 1.
 #pragma once
 
@@ -67,6 +67,7 @@ struct CommOptions {
   // is empty because another rank says it; and ends the process with Status::kPeer.
   std::function<void(const std::string&)> say;
   std::function<void()> leave;
+  std::string advice;  // said behind it where a rank is lost: what to do
 };
 // Whether a launcher of MPI has started this process.
 bool started_by_mpi();
@@ -98,5 +99,16 @@ bool any(Communicator&, bool here);
 // All ranks: runs `stage`, in which ranks do not talk. If it throws on some, AgreedError on all,
 // with the first one's status and text.
 void agree(Communicator&, const std::function<void()>& stage);
+// All ranks: the values of each, rank by rank, on rank 0; nothing on the others.
+std::vector<float> collect(Communicator&, const std::vector<float>& own);
+
+// Items that ranks share out batch by batch: in a round each takes one, in the order of ranks.
+struct Round {
+  int64_t first = 0;  // of this rank's batch
+  int count = 0;      // 0: there are none left for it
+  int64_t next = 0;   // where the next round begins
+};
+// The round of items at, at + 1, ..., of which end - 1 is the last.
+Round round_at(const Communicator&, int64_t at, int64_t end, int batch_size);
 
 }  // namespace ddpm

@@ -345,9 +345,8 @@ void MpiCommunicator::look() {
   for (int r = 0; r < size_; ++r) {
     if (!watched(r) || now - heard_[static_cast<size_t>(r)] <= timeout) continue;
     const std::string text = format(
-        "rank %d on %s has given no sign of life for %.0f s: it was killed, stopped or cut "
-        "off; the last checkpoint is good, the same command goes on from there",
-        r, host_of(r).c_str(), options_.timeout);
+        "rank %d on %s has given no sign of life for %.0f s: it was killed, stopped or cut off; %s",
+        r, host_of(r).c_str(), options_.timeout, options_.advice.c_str());
     if (rank_ == 0) tell(kLost, r, text.c_str());
     throw PeerLost{r, text};
   }

@@ -203,11 +203,9 @@ class NcclCommunicator final : public Communicator {
   }
   std::string error_text(ncclResult_t r, const char* what) const {
     const char* last = comm_ == nullptr ? nullptr : ncclGetLastError(comm_);
-    return format(
-        "NCCL: %s: %s%s%s; the last checkpoint is good, the same command goes on from "
-        "there",
-        what, ncclGetErrorString(r), last != nullptr && *last != '\0' ? ": " : "",
-        last != nullptr ? last : "");
+    return format("NCCL: %s: %s%s%s; %s", what, ncclGetErrorString(r),
+                  last != nullptr && *last != '\0' ? ": " : "", last != nullptr ? last : "",
+                  options_.advice.c_str());
   }
 
   void watch() {
@@ -225,9 +223,8 @@ class NcclCommunicator final : public Communicator {
       if (Clock::now() - moved > std::chrono::duration<double>(options_.timeout))
         lost(
             format("no step and no message between ranks has ended for %.0f s: a rank was killed, "
-                   "stopped or cut off; the last checkpoint is good, the same command goes on from "
-                   "there",
-                   options_.timeout));
+                   "stopped or cut off; %s",
+                   options_.timeout, options_.advice.c_str()));
     }
   }
 

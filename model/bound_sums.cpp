@@ -21,7 +21,7 @@ void for_each(int threads, int count, const F& f) {
   part(0);
 }
 
-// One batch of the sequence (image 0, t = 0), (image 0, t = 1), ..., (image 1, t = 0), ...
+// A batch of the sequence (image 0, t = 0), (image 0, t = 1), ..., (image 1, t = 0), ...
 class Batch {
  public:
   Batch(const Bound& bound, const Dataset& data, const BoundOptions& o)
@@ -35,35 +35,35 @@ class Batch {
         out_(static_cast<size_t>(o.batch_size) * out_size_),
         t_(static_cast<size_t>(o.batch_size)),
         labels_(t_.size()),
-        images_(t_.size()),
-        terms_(t_.size()) {}
+        images_(t_.size()) {}
 
-  // Entries from `begin` on; those that are too many for `end` run along.
-  int run(int64_t begin, int64_t end, const Denoiser& network) {
-    const int count = static_cast<int>(std::min<int64_t>(options_.batch_size, end - begin));
+  // The terms of `count` entries from `begin` on; the slots behind them run along.
+  void run(int64_t begin, int count, const Denoiser& network, BoundTerm* terms) {
     for (int i = 0; i < count; ++i) place(static_cast<size_t>(i), begin + i);
     for_each(options_.threads, count, [&](int i) {
       const auto at = static_cast<size_t>(i);
       evaluation_noise(options_.seed, static_cast<uint64_t>(images_[at]), t_[at], part(noise_, at));
-      bound_.noise_image(pixels(at), part(noise_, at), t_[at], part(x_t_, at));
+      bound_.noise_image(pixels(images_[at]), part(noise_, at), t_[at], part(x_t_, at));
     });
     network(x_t_, t_, labels_, out_);
     for_each(options_.threads, count, [&](int i) {
       const auto at = static_cast<size_t>(i);
-      terms_[at] = bound_.term(pixels(at), part(x_t_, at),
-                               std::span(out_).subspan(at * out_size_, out_size_), t_[at]);
+      terms[at] = bound_.term(pixels(images_[at]), part(x_t_, at),
+                              std::span(out_).subspan(at * out_size_, out_size_), t_[at]);
     });
-    return count;
   }
 
-  const BoundTerm& term(int i) const { return terms_[static_cast<size_t>(i)]; }
-  std::span<const uint8_t> pixels(size_t i) const { return {data_.image(images_[i]), size_}; }
+  // Of the data set, the image that the entry is of.
+  int64_t image(int64_t position) const {
+    const auto count = static_cast<uint64_t>(data_.count);
+    const auto number = static_cast<uint64_t>(position / bound_.timesteps());
+    return static_cast<int64_t>(permute(number, count, options_.seed, 0));
+  }
+  std::span<const uint8_t> pixels(int64_t image) const { return {data_.image(image), size_}; }
 
  private:
   void place(size_t i, int64_t position) {
-    const auto count = static_cast<uint64_t>(data_.count);
-    const auto image = static_cast<uint64_t>(position / bound_.timesteps());
-    images_[i] = static_cast<int64_t>(permute(image, count, options_.seed, 0));
+    images_[i] = image(position);
     t_[i] = static_cast<int32_t>(position % bound_.timesteps());
     if (!data_.labels.empty()) labels_[i] = data_.labels[static_cast<size_t>(images_[i])];
   }
@@ -80,7 +80,6 @@ class Batch {
   std::vector<float> out_;
   std::vector<int32_t> t_, labels_;
   std::vector<int64_t> images_;
-  std::vector<BoundTerm> terms_;
 };
 
 // The image whose terms are whole joins the sums.
@@ -131,24 +130,32 @@ void add_bounds(const Bound& bound, const Dataset& data, const BoundOptions& o,
                 const Denoiser& network, BoundSums& sums, const BoundProgress& progress) {
   DDPM_CHECK(o.num > 0 && o.num <= data.count, "%lld of %lld images", static_cast<long long>(o.num),
              static_cast<long long>(data.count));
+  const std::unique_ptr<Communicator> alone = make_solo_communicator();
+  Communicator& ranks = o.ranks != nullptr ? *o.ranks : *alone;
   Batch batch(bound, data, o);
   const auto timesteps = static_cast<size_t>(bound.timesteps());
+  const auto each = static_cast<size_t>(o.batch_size);
+  std::vector<BoundTerm> terms(each * static_cast<size_t>(ranks.size()));  // of a round
   const int64_t end = o.num * bound.timesteps();
   int64_t at = sums.images * bound.timesteps() + static_cast<int64_t>(sums.image_terms.size());
   while (at < end) {
-    const int count = batch.run(at, end, network);
-    for (int i = 0; i < count; ++i) {
-      if (!std::isfinite(batch.term(i).bits))
-        fail(Status::kNonFinite,
-             "the network's output at timestep %zu is not finite: the weights are damaged or the "
-             "training diverged",
-             sums.image_terms.size());
-      sums.image_terms.push_back(batch.term(i).bits);
-      sums.image_mse.push_back(batch.term(i).mse);
+    const Round round = round_at(ranks, at, end, o.batch_size);
+    if (round.count > 0)
+      batch.run(round.first, round.count, network,
+                terms.data() + each * static_cast<size_t>(ranks.rank()));
+    ranks.share(terms.data(), each * sizeof(BoundTerm));
+    for (const BoundTerm* term = terms.data(); at < round.next; ++term, ++at) {
+      if (!std::isfinite(term->bits))
+        throw AgreedError(
+            Status::kNonFinite,
+            format("the network's output at timestep %zu is not finite: the weights are damaged or "
+                   "the training diverged",
+                   sums.image_terms.size()));
+      sums.image_terms.push_back(term->bits);
+      sums.image_mse.push_back(term->mse);
       if (sums.image_terms.size() == timesteps)
-        add_image(sums, bound.prior(batch.pixels(static_cast<size_t>(i))));
+        add_image(sums, bound.prior(batch.pixels(batch.image(at))));
     }
-    at += count;
     if (progress) progress(sums);
   }
 }

@@ -4,6 +4,7 @@
 #include <functional>
 #include <vector>
 
+#include "engine/comm.h"
 #include "engine/dataset.h"
 #include "model/likelihood.h"
 
@@ -41,13 +42,15 @@ struct BoundOptions {
   uint64_t seed = 0;  // of the noise and of the images' order
   int64_t num = 0;    // images; of more, `seed` chooses them
   int batch_size = 1;
-  int threads = 1;  // of the arithmetic around the network
+  int threads = 1;                // of the arithmetic around the network
+  Communicator* ranks = nullptr;  // that take a batch each in turn; null: this process alone
 };
 
-// Adds images until there are `num`. Batch size and threads change no bit, where the network's
-// output has the same bits in any batch. `progress` is told of the terms that are known; what it
-// throws ends the work between two batches, with `sums` fit to go on from. Throws
-// Error(kNonFinite) where the network's output is not finite.
+// Adds images until there are `num`, with the same sums on all ranks. Batch size, threads and ranks
+// change no bit, where the network's output has the same bits in any batch. `progress` is told of
+// the terms that are known; what it throws, on all ranks, ends the work between two batches, with
+// `sums` fit to go on from. Throws AgreedError(kNonFinite) where the network's output is not
+// finite.
 using BoundProgress = std::function<void(const BoundSums&)>;
 void add_bounds(const Bound&, const Dataset&, const BoundOptions&, const Denoiser&, BoundSums& sums,
                 const BoundProgress& progress = {});

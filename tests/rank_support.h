@@ -1,19 +1,26 @@
-// What the tests of ranks share: mpirun, and what ranks must be able to say to each other.
+// What the tests of ranks share: mpirun, signals to its ranks, and what ranks must be able to say
+// to each other.
 #pragma once
 
 #include <catch2/catch.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <csignal>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
+#include <numeric>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "engine/comm.h"
 #include "kernels/bf16.h"
 #include "tests/child.h"
 #include "tests/support.h"
+#include "tests/temp_folder.h"
 
 namespace ddpm::test {
 
@@ -45,6 +52,61 @@ inline Child mpirun(int ranks, const std::string& program, const std::string& ar
   const OpenMpiSettings settings;
   return Child(DDPM_MPIRUN, "-n " + std::to_string(ranks) + " " + program + " " + arguments, log);
 }
+
+// The process of a rank of the run in `out`, once it is there; 0 if the run ends before.
+inline pid_t process_of(Child& child, const std::string& out, int rank) {
+  const std::string own = "OMPI_COMM_WORLD_RANK=" + std::to_string(rank);
+  while (!child.ended()) {
+    for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+      std::error_code none;
+      if (std::filesystem::read_symlink(entry.path() / "exe", none) != DDPM_PROGRAM) continue;
+      const std::string command = get_bytes(entry.path() / "cmdline");
+      const std::string environment = '\0' + get_bytes(entry.path() / "environ");
+      if (command.find(out + '\0') != std::string::npos &&
+          environment.find('\0' + own + '\0') != std::string::npos)
+        return std::stoi(entry.path().filename());
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  return 0;
+}
+
+inline void signal_rank(Child& child, const std::string& out, int rank, int signal) {
+  const pid_t process = process_of(child, out, rank);
+  REQUIRE(process > 0);
+  ::kill(process, signal);
+}
+
+inline bool any_process_of(const std::string& out) {
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    std::error_code none;
+    if (std::filesystem::read_symlink(entry.path() / "exe", none) == DDPM_PROGRAM &&
+        get_bytes(entry.path() / "cmdline").find(out + '\0') != std::string::npos)
+      return true;
+  }
+  return false;
+}
+
+// mpirun kills what is left and does not wait for the kernel to have ended it.
+inline bool all_gone(const std::string& out) {
+  for (int i = 0; i < 200 && any_process_of(out); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  return !any_process_of(out);
+}
+
+// mpirun that leaves the others alone when a rank ends; each rank's exit code is written down, and
+// the output in tmp / "log".
+inline Child watched(int ranks, const TempFolder& tmp, const std::string& command) {
+  std::filesystem::remove(tmp / "log");
+  put_bytes(tmp / "rank.sh", "\"$@\"\necho $? > " + tmp.path() + "/code.$OMPI_COMM_WORLD_RANK\n");
+  return mpirun(ranks, "--enable-recovery /bin/sh " + (tmp / "rank.sh"), DDPM_PROGRAM " " + command,
+                tmp / "log");
+}
+inline int code_of(const TempFolder& tmp, int rank) {
+  const std::string text = get_bytes(tmp / ("code." + std::to_string(rank)));
+  return text.empty() ? -1 : std::stoi(text);
+}
+
 inline void check_messages(Communicator& ranks) {
   const int size = ranks.size(), rank = ranks.rank();
   std::vector<int> data(1000003, rank == 0 ? 7 : 0);
@@ -57,6 +119,21 @@ inline void check_messages(Communicator& ranks) {
     CHECK(all[static_cast<size_t>(r)].size() == static_cast<size_t>(r));
   CHECK_FALSE(any(ranks, false));
   CHECK(any(ranks, rank == size - 1));
+
+  // Of other lengths on each, none on the last; the second time in several pieces.
+  for (const size_t unit : {size_t{1}, size_t{5} << 20}) {
+    const auto values_of = [&](int r) {
+      std::vector<float> v(r == size - 1 && size > 1 ? 0 : unit + static_cast<size_t>(r));
+      std::iota(v.begin(), v.end(), static_cast<float>(1000 * r));
+      return v;
+    };
+    std::vector<float> expected;
+    for (int r = 0; rank == 0 && r < size; ++r) {
+      const std::vector<float> v = values_of(r);
+      expected.insert(expected.end(), v.begin(), v.end());
+    }
+    CHECK((collect(ranks, values_of(rank)) == expected));
+  }
 }
 
 // As a step in order sums.

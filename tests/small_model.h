@@ -40,13 +40,18 @@ inline void set_small_weights(ParamStore& store, float gain) {
   }
 }
 
+// `overflow`: a tensor whose values are finite, and overflow as soon as they are used.
 inline void save_small_model(const std::string& folder, const UNetConfig& unet,
-                             const SchedulerConfig& scheduler, float gain = 1) {
+                             const SchedulerConfig& scheduler, float gain = 1,
+                             const std::string& overflow = "") {
   const auto backend = make_cpu_backend({.threads = 1});
   const SamplingGraph s = build_sampling_graph(*backend, unet, scheduler.num_train_timesteps, 1, 1);
   ParamStore store(*backend, s.graph.params(),
                    {Arena::kWeights, Arena::kM, Arena::kV, Arena::kEma});
   set_small_weights(store, gain);
+  for (const CheckpointTensor& t : checkpoint_tensors(store.params()))
+    if (t.key == overflow)
+      store.write(Arena::kEma, t, std::vector<float>(static_cast<size_t>(t.count()), 3e38f));
   save_checkpoint(folder, unet, scheduler, store, {.step = 1, .numerics = "none", .hashes = {}});
 }
 

@@ -90,7 +90,7 @@ namespace {
 // The status of three ranks that each run the script, and what they wrote.
 Status shell(const TempFolder& tmp, const std::string& script, double grace = 10) {
   put_bytes(tmp / "rank.sh", "exec 2>/dev/null; cd " + tmp.path() + "\n" + script);
-  return tools::run_processes({"/bin/sh", tmp / "rank.sh"}, 3, grace);
+  return tools::run_processes({"/bin/sh", tmp / "rank.sh"}, 3, grace, "do this");
 }
 
 double seconds_of(const std::function<void()>& f) {

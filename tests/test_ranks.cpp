@@ -229,7 +229,7 @@ TEST_CASE("ranks: what cannot be shared out is exit 2 and named, by one rank", "
         "pack " + tmp.path() + " --out " + (tmp / "x")}) {
     CHECK(Child(command, tmp / "log").wait() == 2);
     INFO(get_bytes(tmp / "log"));
-    const char* named = command.starts_with("train") ? "RANK is ''" : "WORLD_SIZE is 2";
+    const char* named = command.starts_with("pack") ? "WORLD_SIZE is 2" : "RANK is ''";
     CHECK(get_bytes(tmp / "log").find(named) != std::string::npos);
   }
   ::unsetenv("WORLD_SIZE");
@@ -250,59 +250,11 @@ TEST_CASE("ranks: --reduction-shards is part of a run, --accumulate is not", "[r
 
 namespace {
 
-// The process of a rank of the run in `out`, once it is there; 0 if the run ends before.
-pid_t process_of(Child& child, const std::string& out, int rank) {
-  const std::string own = "OMPI_COMM_WORLD_RANK=" + std::to_string(rank);
-  while (!child.ended()) {
-    for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
-      std::error_code none;
-      if (std::filesystem::read_symlink(entry.path() / "exe", none) != DDPM_PROGRAM) continue;
-      const std::string command = get_bytes(entry.path() / "cmdline");
-      const std::string environment = '\0' + get_bytes(entry.path() / "environ");
-      if (command.find(out + '\0') != std::string::npos &&
-          environment.find('\0' + own + '\0') != std::string::npos)
-        return std::stoi(entry.path().filename());
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  }
-  return 0;
-}
-
-void signal_rank(Child& child, const std::string& out, int rank, int signal) {
-  const pid_t process = process_of(child, out, rank);
-  REQUIRE(process > 0);
-  ::kill(process, signal);
-}
-
-bool any_process_of(const std::string& out) {
-  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
-    std::error_code none;
-    if (std::filesystem::read_symlink(entry.path() / "exe", none) == DDPM_PROGRAM &&
-        get_bytes(entry.path() / "cmdline").find(out + '\0') != std::string::npos)
-      return true;
-  }
-  return false;
-}
-
-// mpirun kills what is left and does not wait for the kernel to have ended it.
-bool all_gone(const std::string& out) {
-  for (int i = 0; i < 200 && any_process_of(out); ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  return !any_process_of(out);
-}
-
 const std::string kEndless = "--batch-size 8 --reduction-shards 4 --steps 10000000 --save-every 1 ";
 
-// mpirun that leaves the others alone when a rank ends; each rank's exit code is written down.
 Child train_watched(int ranks, const TempFolder& tmp, const std::string& out,
                     const std::string& more) {
-  put_bytes(tmp / "rank.sh", "\"$@\"\necho $? > " + tmp.path() + "/code.$OMPI_COMM_WORLD_RANK\n");
-  return mpirun(ranks, "--enable-recovery /bin/sh " + (tmp / "rank.sh"),
-                DDPM_PROGRAM " " + train_command(out, more), tmp / "log");
-}
-int code_of(const TempFolder& tmp, int rank) {
-  const std::string text = get_bytes(tmp / ("code." + std::to_string(rank)));
-  return text.empty() ? -1 : std::stoi(text);
+  return watched(ranks, tmp, train_command(out, more));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "tools/chain.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace ddpm::tools {
@@ -27,6 +28,31 @@ Chain make_chain(Backend& backend, const Pipeline& p, std::vector<SamplerRow> ro
       guidance != 1 ? std::optional(guidance) : std::nullopt);
   chain.generator->weights_final();
   return chain;
+}
+
+bool take_steps(Communicator& ranks, Generator& generator, int count, bool idle,
+                const Generator::Progress& progress, const StopSignal* stop) {
+  struct Stopped {};
+  Executor& executor = generator.executor();
+  const auto raised = [&] { return stop != nullptr && stop->raised(); };
+  if (ranks.size() == 1) try {
+      executor.steps(count, [&](int done) {
+        progress(done);
+        if (raised() && done < count) throw Stopped{};
+      });
+      return true;
+    } catch (const Stopped&) {
+      return false;
+    }
+  // A GPU takes as many by one launch.
+  const int part = executor.graph().backend().stream() == nullptr ? 1 : 50;
+  for (int done = 0; done < count;) {
+    const int now = std::min(part, count - done);
+    if (!idle) executor.steps(now, [](int) {});  // waits for them
+    progress(done += now);
+    if (any(ranks, raised()) && done < count) return false;
+  }
+  return true;
 }
 
 }  // namespace ddpm::tools

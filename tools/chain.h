@@ -6,8 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "engine/comm.h"
 #include "model/generator.h"
 #include "model/pipeline.h"
+#include "tools/stop_signal.h"
 
 namespace ddpm::tools {
 
@@ -32,5 +34,11 @@ struct Chain {
 // With the weights in place. guidance: as Generator's, which 1 needs none of.
 Chain make_chain(Backend&, const Pipeline&, std::vector<SamplerRow> rows, int batch_size,
                  float guidance = 1);
+
+// All ranks: takes `count` steps of a chain, none where this rank has nothing to draw, and tells
+// `progress` of them. Ranks hear of each other now and then, so that none seems lost. False where a
+// signal to one of them has ended the steps before the last; `stop` may be null, on all ranks.
+bool take_steps(Communicator&, Generator&, int count, bool idle, const Generator::Progress&,
+                const StopSignal* stop);
 
 }  // namespace ddpm::tools

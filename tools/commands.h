@@ -9,6 +9,7 @@
 
 #include "tools/chain.h"
 #include "tools/common.h"
+#include "tools/launch.h"
 #include "tools/pack.h"
 
 namespace ddpm::tools {
@@ -18,8 +19,7 @@ struct TrainArgs {
   std::string resume = "auto";
   // Assignments "train.steps=100", in the order given: flags and --set alike.
   std::vector<std::string> settings;
-  int gpus = 1;
-  double comm_timeout = 60;  // seconds
+  RankOptions ranks;
   DeviceOptions device;
 };
 // Returns kStopped where a signal ended it, after saving.
@@ -40,9 +40,10 @@ struct SampleArgs {
   uint64_t first = 0, seed = 0;
   std::optional<int> label;  // of all images; else image number mod classes
   double guidance = 1;
-  int batch_size = 0;  // 0: min(num, 64)
+  int batch_size = 0;  // of a rank; 0: as many as each has to draw, at most 64
   double strength = 0.8;
   std::optional<int64_t> suspend_at;  // steps of this call
+  RankOptions ranks;
   DeviceOptions device;
 };
 // Returns kStopped where a signal ended it, after writing args.suspend.
@@ -76,11 +77,12 @@ struct EvalArgs {
   std::string split;           // "train", "test"; "": test where there is one, of fid train
   int64_t num = 0;             // 0: all; of a model's images 50,000
   uint64_t seed = 0;
-  int batch_size = 0;  // 0: 64, or fewer of large images
+  int batch_size = 0;  // of a rank; 0: 64, or fewer of large images
   // Of fid and is:
   std::string images;                 // in the model's place, as --data
   std::string inception, statistics;  // files
   ChainArgs chain;                    // usually of ddpm
+  RankOptions ranks;
   DeviceOptions device;
 };
 // Returns kStopped where a signal ended it, after writing what it has beside args.out.

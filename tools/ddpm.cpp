@@ -20,6 +20,16 @@ void add_device_flags(CLI::App* app, DeviceOptions& o) {
   app->add_option("--threads", o.threads, "CPU threads; default all")->check(CLI::Range(1, 1024));
 }
 
+void add_rank_flags(CLI::App* app, RankOptions& o) {
+  app->add_option("--gpus", o.gpus, "ranks on so many GPUs of this machine")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app->add_option("--comm-timeout", o.timeout,
+                  "seconds without a sign of life after which another rank is lost")
+      ->check(CLI::Range(1.0, 86400.0))
+      ->capture_default_str();
+}
+
 // A flag that stands for one setting of the run's config.
 void add_setting(CLI::App* app, TrainArgs& args, const char* flag, const char* path,
                  const char* help) {
@@ -56,9 +66,7 @@ void add_train(CLI::App& program, TrainArgs& args, Status& status) {
   add_setting(app, args, "--label-dropout", "train.label_dropout",
               "probability of dropping an image's class, for sampling with --guidance; default 0");
   add_device_flags(app, args.device);
-  app->add_option("--gpus", args.gpus, "ranks on so many GPUs of this machine")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
+  add_rank_flags(app, args.ranks);
   app->add_option("--resume", args.resume,
                   "auto (go on with the run in --out), never, or a checkpoint folder to start from")
       ->capture_default_str();
@@ -74,10 +82,6 @@ void add_train(CLI::App& program, TrainArgs& args, Status& status) {
               "a power of two, at least the ranks: a result that does not depend on their number");
   add_setting(app, args, "--gradient-sums", "train.gradient_sums",
               "over ranks in fp32 (default), or in bf16: half the bytes, 8 bits of each gradient");
-  app->add_option("--comm-timeout", args.comm_timeout,
-                  "seconds without a sign of life after which another rank is lost")
-      ->check(CLI::Range(1.0, 86400.0))
-      ->capture_default_str();
   app->add_flag_function(
       "--stop-on-divergence",
       [&args](int64_t) { args.settings.push_back("train.stop_on_divergence=true"); },
@@ -132,7 +136,8 @@ void add_sample(CLI::App& program, SampleArgs& args, Status& status) {
                   "how much the class counts: 0 not at all, 1 as learned, more beyond that")
       ->check(CLI::Range(0.0, 1000.0))
       ->capture_default_str();
-  app->add_option("--batch-size", args.batch_size, "default min(num, 64)")
+  app->add_option("--batch-size", args.batch_size,
+                  "of a rank; default as many as it has to draw, at most 64")
       ->check(CLI::Range(1, 1 << 20));
   add_chain_flags(app, args.chain);
   app->add_option("--seed", args.seed, "image k is a function of model, seed and k")
@@ -168,6 +173,7 @@ void add_sample(CLI::App& program, SampleArgs& args, Status& status) {
   app->add_flag("--batch-invariant", args.device.batch_invariant,
                 "the same bits for an image whatever the batch size");
   add_device_flags(app, args.device);
+  add_rank_flags(app, args.ranks);
   app->footer("Example: ddpm sample --model runs/tiny --out grid.png --sampler ddim");
   app->callback([&] { status = run_sample(args); });
 }
@@ -267,6 +273,7 @@ void add_eval(CLI::App& program, EvalArgs& args, Status& status) {
       ->excludes(model);
   add_chain_flags(app, args.chain);
   add_device_flags(app, args.device);
+  add_rank_flags(app, args.ranks);
   app->footer(
       "Examples: ddpm eval --model runs/tiny --data shapes --num 16 --out nll.json\n"
       "          ddpm eval --metric fid --model runs/tiny --data shapes --sampler ddim "

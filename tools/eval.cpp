@@ -109,16 +109,17 @@ void print_rd(const nlohmann::ordered_json& r) {
                 row["rate"].get<double>(), row["distortion"].get<double>());
 }
 
-// Adds images until all are there or a signal comes, which it says.
+// Adds images until all are there or a signal to a rank comes, which it says.
 bool evaluate(const Bound& bound, const Dataset& data, const BoundOptions& o,
               const Denoiser& network, const std::string& file, const StopSignal* stop,
               EvalProgress& state) {
   struct Stopped {};
+  const bool first = o.ranks->rank() == 0;
   const int64_t timesteps = bound.timesteps();
   const auto done = [&](const BoundSums& s) {
     return s.images * timesteps + static_cast<int64_t>(s.image_terms.size());
   };
-  Progress progress("step", done(state.sums), o.num * timesteps);
+  Progress progress("step", done(state.sums), o.num * timesteps, !first);
   double saved = 0;
   const auto detail = [&](const BoundSums& s) {
     std::string text = format("%lld of %lld images", static_cast<long long>(s.images),
@@ -130,8 +131,8 @@ bool evaluate(const Bound& bound, const Dataset& data, const BoundOptions& o,
     add_bounds(bound, data, o, network, state.sums, [&](const BoundSums& s) {
       progress.update(done(s), detail(s));
       if (stop == nullptr || s.images == o.num) return;
-      const bool raised = stop->raised();
-      if (raised || progress.seconds() - saved > kSaveSeconds) {
+      const bool raised = any(*o.ranks, stop->raised());
+      if (first && (raised || progress.seconds() - saved > kSaveSeconds)) {
         saved = progress.seconds();
         write_eval_progress(file, state);
       }
@@ -143,6 +144,15 @@ bool evaluate(const Bound& bound, const Dataset& data, const BoundOptions& o,
   }
   progress.show(done(state.sums), detail(state.sums));
   return true;
+}
+
+void print_header(const Backend& backend, const Pipeline& p, const Dataset& data,
+                  const BoundOptions& o, int timesteps, const LoadedNetwork& network) {
+  std::fprintf(stderr, "device   %s\nmodel    %s, %s parameters\ndata     %s\n",
+               backend.description().c_str(), p.folder.c_str(),
+               grouped(network.parameters()).c_str(), data.description.c_str());
+  std::fprintf(stderr, "images   %s, %s steps each, batch %d, %s\n", grouped(o.num).c_str(),
+               grouped(timesteps).c_str(), o.batch_size, bytes_text(network.bytes()).c_str());
 }
 
 }  // namespace
@@ -171,47 +181,61 @@ nlohmann::ordered_json rd_json(const BoundSums& s) {
   return {{"rows", rows}, {"prior", s.mean_prior()}, {"rate", rate}, {"distortion", distortion}};
 }
 
-std::optional<BoundSums> evaluate_bound(const EvalArgs& args, const std::string& file,
-                                        const StopSignal* stop) {
-  const Pipeline p = open_pipeline(args.model);
-  const Dataset data = load_split(args, p);
-  const int usual_batch = data.h * data.w <= 64 * 64 ? 64 : 8;
-  BoundOptions o{.seed = args.seed,
-                 .num = args.num > 0 ? args.num : data.count,
-                 .batch_size = args.batch_size > 0 ? args.batch_size : usual_batch,
-                 .threads = args.device.threads > 0
-                                ? args.device.threads
-                                : static_cast<int>(std::thread::hardware_concurrency())};
-  const Bound bound(Schedule(p.scheduler), p.scheduler, p.unet.in_channels);
-  EvalProgress state{{}, {}, BoundSums(bound.timesteps())};
-  if (!file.empty()) {
-    state.of = evaluation_of(p, data, o);
-    if (file_exists(file)) state = read_eval_progress(file, state.of, bound.timesteps());
-  }
+DeviceOptions bound_device(const DeviceOptions& device) {
+  DeviceOptions same = device;
+  same.batch_invariant = true;
+  return same;
+}
 
-  DeviceOptions device = args.device;
-  device.batch_invariant = true;  // the result must not hang on --batch-size
-  const std::unique_ptr<Backend> backend = open_backend(device);
-  LoadedNetwork network(*backend, p, o.batch_size);
-  keep_plans(*backend);
-  std::fprintf(stderr, "device   %s\nmodel    %s, %s parameters\ndata     %s\n",
-               backend->description().c_str(), p.folder.c_str(),
-               grouped(network.parameters()).c_str(), data.description.c_str());
-  std::fprintf(stderr, "images   %s, %s steps each, batch %d, %s\n", grouped(o.num).c_str(),
-               grouped(bound.timesteps()).c_str(), o.batch_size,
-               bytes_text(network.bytes()).c_str());
-  if (!state.numerics.empty())
-    std::fprintf(stderr, "resumed  from %s, after %lld images%s\n", file.c_str(),
-                 static_cast<long long>(state.sums.images),
-                 state.numerics == backend->numerics() ? "" : ", begun on another backend");
-  state.numerics = backend->numerics();
-  if (!evaluate(bound, data, o, std::ref(network), file, stop, state)) return std::nullopt;
-  if (!file.empty()) write_eval_progress(file, state);
+std::optional<BoundSums> evaluate_bound(const EvalArgs& args, const std::string& file,
+                                        const StopSignal* stop, Ranks& ranks) {
+  Communicator& all = ranks.communicator();
+  const bool several = all.size() > 1;
+  Pipeline p;
+  Dataset data;
+  BoundOptions o{.seed = args.seed, .ranks = &all};
+  EvalProgress state;
+  agree(all, [&] {
+    p = open_pipeline(args.model);
+    data = load_split(args, p);
+    o.num = args.num > 0 ? args.num : data.count;
+    const int usual_batch = data.h * data.w <= 64 * 64 ? 64 : 8;
+    o.batch_size = args.batch_size > 0 ? args.batch_size : usual_batch;
+    if (several || !file.empty()) state.of = evaluation_of(p, data, o);
+  });
+  if (several) require_equal_settings(all, settings_of(state.of, o.batch_size));
+  const Bound bound(Schedule(p.scheduler), p.scheduler, p.unet.in_channels);
+  state.sums = BoundSums(bound.timesteps());
+  agree(all, [&] {
+    if (ranks.first() && !file.empty() && file_exists(file))
+      state = read_eval_progress(file, state.of, bound.timesteps());
+  });
+  const std::string text = gather(all, ranks.first() ? eval_text(state) : std::string())[0];
+  if (!ranks.first()) state = parse_eval_progress(text, file, state.of, bound.timesteps());
+
+  Backend& backend = ranks.open_device();
+  o.threads = ranks.device().threads > 0 ? ranks.device().threads
+                                         : static_cast<int>(std::thread::hardware_concurrency());
+  std::optional<LoadedNetwork> network;
+  plan_alike(all, backend, [&] { network.emplace(backend, p, o.batch_size); });
+  keep_plans(backend);
+  print_ranks(all, backend);
+  if (ranks.first()) {
+    print_header(backend, p, data, o, bound.timesteps(), *network);
+    if (!state.numerics.empty())
+      std::fprintf(stderr, "resumed  from %s, after %lld images%s\n", file.c_str(),
+                   static_cast<long long>(state.sums.images),
+                   state.numerics == backend.numerics() ? "" : ", begun on another backend");
+  }
+  state.numerics = backend.numerics();
+  if (!evaluate(bound, data, o, std::ref(*network), file, stop, state)) return std::nullopt;
+  if (ranks.first() && !file.empty()) write_eval_progress(file, state);
   return state.sums;
 }
 
-Status run_eval(const EvalArgs& args) {
-  if (args.metric == "fid" || args.metric == "is") return run_eval_features(args);
+namespace {
+
+void require_bound_flags(const EvalArgs& args) {
   if (args.model.empty() || args.data.empty())
     fail(Status::kUsage, "--metric %s needs --model and --data", args.metric.c_str());
   if (!args.images.empty() || !args.inception.empty() || !args.statistics.empty())
@@ -219,11 +243,17 @@ Status run_eval(const EvalArgs& args) {
   if (args.chain != ChainArgs{})
     fail(Status::kUsage, "--metric %s samples nothing: leave the sampler's flags out",
          args.metric.c_str());
-  const std::unique_ptr<StopSignal> stop(args.out.empty() ? nullptr : new StopSignal);
+}
+
+Status run_eval_bound(const EvalArgs& args, Ranks& ranks, const StopSignal* stop) {
   const std::string file = args.out.empty() ? "" : args.out + ".progress";
-  if (!args.out.empty()) require_writable(args.out);
-  const std::optional<BoundSums> sums = evaluate_bound(args, file, stop.get());
+  agree(ranks.communicator(), [&] {
+    require_bound_flags(args);
+    if (ranks.first() && !args.out.empty()) require_writable(args.out);
+  });
+  const std::optional<BoundSums> sums = evaluate_bound(args, file, stop, ranks);
   if (!sums) return Status::kStopped;
+  if (!ranks.first()) return Status::kOk;
 
   nlohmann::ordered_json result = args.metric == "nll" ? nll_json(*sums) : rd_json(*sums);
   result["num"] = sums->images;
@@ -236,6 +266,22 @@ Status run_eval(const EvalArgs& args) {
   write_file(args.out, to_text(result));
   if (file_exists(file)) FileSystem::real().remove_file(file.c_str());
   return Status::kOk;
+}
+
+}  // namespace
+
+Status run_eval(const EvalArgs& args) {
+  const std::string advice = args.out.empty() ? "the same command begins anew"
+                                              : "the same command goes on from what was kept last";
+  const Launch launch = find_launch();
+  if (const auto ended = start_ranks(args.ranks, args.device, launch, advice)) return *ended;
+  const std::unique_ptr<StopSignal> stop(args.out.empty() ? nullptr : new StopSignal);
+  const bool features = args.metric == "fid" || args.metric == "is";
+  Ranks ranks(launch, features ? args.device : bound_device(args.device), args.ranks, advice);
+  return ranks.run([&] {
+    return features ? run_eval_features(args, ranks, stop.get())
+                    : run_eval_bound(args, ranks, stop.get());
+  });
 }
 
 }  // namespace ddpm::tools

@@ -106,19 +106,22 @@ struct Reference {
   std::optional<FeatureStatistics> statistics;
 };
 
-Reference open_reference(const EvalArgs& args, const std::string& network, size_t features) {
+// Rank 0 alone has the statistics.
+Reference open_reference(const EvalArgs& args, const std::string& network, size_t features,
+                         bool first) {
   Reference r;
   r.source = {"", network, kFeatureCode};
   if (!args.data.empty()) {
     r.data = load_whole(args.data, args.split);
     r.source.data = hash_of_images(r.data);
     if (r.data.count < 2) fail(Status::kConfig, "%s holds one image", args.data.c_str());
-    if (args.statistics.empty()) return r;
+    if (args.statistics.empty() || !first) return r;
     if (!file_exists(args.statistics)) {
       require_writable(args.statistics);
       return r;
     }
   }
+  if (!first) return r;
   StoredStatistics stored = read_statistics(args.statistics, features);
   const char* other = nullptr;
   if (!args.data.empty() && stored.source.data != r.source.data) other = "data set";
@@ -138,19 +141,21 @@ Reference open_reference(const EvalArgs& args, const std::string& network, size_
   return r;
 }
 
-// The state of an evaluation, its file, and the question whether to stop.
+// The state of an evaluation, which is rank 0's, its file, and the question whether to stop.
 class Keeper {
  public:
-  Keeper(const EvalArgs& args, FeatureProgress& state, const StopSignal* stop)
-      : file_(args.out + ".progress"), state_(state), stop_(stop) {}
+  Keeper(const EvalArgs& args, FeatureProgress& state, Communicator& ranks, const StopSignal* stop)
+      : file_(args.out + ".progress"), state_(state), ranks_(ranks), stop_(stop) {}
 
   const std::string& file() const { return file_; }
-  bool raised() const { return stop_ != nullptr && stop_->raised(); }
-  // Whether a signal has come; the state is written then, and now and then.
+  Communicator& ranks() const { return ranks_; }
+  bool first() const { return ranks_.rank() == 0; }
+  const StopSignal* signal() const { return stop_; }
+  // All ranks: whether a signal has come to one; the state is written then, and now and then.
   bool stopped(Progress& progress, double& saved) const {
     if (stop_ == nullptr) return false;
-    const bool now = raised();
-    if (now || progress.seconds() - saved > kSaveSeconds) {
+    const bool now = any(ranks_, stop_->raised());
+    if (first() && (now || progress.seconds() - saved > kSaveSeconds)) {
       saved = progress.seconds();
       write_feature_progress(file_, state_);
     }
@@ -161,53 +166,81 @@ class Keeper {
  private:
   std::string file_;
   FeatureProgress& state_;
+  Communicator& ranks_;
   const StopSignal* stop_;
 };
 
-// Adds the features of the first `num` images of a data set from where the sums are; false where a
-// signal ended it. `score` may be null.
+// All ranks: the features of each one's images join the sums of rank 0, in the images' order.
+// `score` may be null.
+void add_images(Communicator& ranks, FeatureNetwork& network, const uint8_t* images, int count,
+                FeatureSums& sums, ScoreSums* score) {
+  std::vector<float> features, logits;
+  network.run(images, count, [&](const float* f, const float* l, int64_t n) {
+    const auto values = static_cast<size_t>(n);
+    features.insert(features.end(), f, f + values * network.features());
+    if (score != nullptr) logits.insert(logits.end(), l, l + values * network.classes());
+  });
+  features = collect(ranks, features);
+  logits = collect(ranks, logits);
+  if (ranks.rank() != 0) return;
+  const auto all = static_cast<int64_t>(features.size() / network.features());
+  sums.add(features.data(), all);
+  if (score != nullptr) score->add(logits.data(), all);
+}
+
+// How many images rank 0 has in its sums.
+int64_t images_in(const FeatureSums& sums, Communicator& ranks) {
+  int64_t count = sums.count;
+  ranks.broadcast(&count, sizeof count);
+  return count;
+}
+
+// All ranks: adds the features of the first `num` images of a data set from where the sums are;
+// false where a signal ended it.
 bool add_given(const Dataset& data, int64_t num, FeatureNetwork& network, FeatureSums& sums,
                ScoreSums* score, const char* what, const Keeper& keeper) {
-  Progress progress(what, sums.count, num);
+  Communicator& ranks = keeper.ranks();
+  int64_t at = images_in(sums, ranks);
+  Progress progress(what, at, num, !keeper.first());
   double saved = 0;
-  while (sums.count < num) {
-    const int64_t n = std::min<int64_t>(network.image().n, num - sums.count);
-    network.run(data.image(sums.count), n, [&](const float* f, const float* logits, int64_t count) {
-      sums.add(f, count);
-      if (score != nullptr) score->add(logits, count);
-    });
-    progress.update(sums.count);
-    if (sums.count < num && keeper.stopped(progress, saved)) return false;
+  while (at < num) {
+    const Round round = round_at(ranks, at, num, network.image().n);
+    const uint8_t* images = round.count > 0 ? data.image(round.first) : nullptr;
+    add_images(ranks, network, images, round.count, sums, score);
+    at = round.next;
+    progress.update(at);
+    if (at < num && keeper.stopped(progress, saved)) return false;
   }
-  progress.show(sums.count, format("%.1f s", progress.seconds()));
+  progress.show(at, format("%.1f s", progress.seconds()));
   return true;
 }
 
 // The same of images that a model draws. What a signal finds unfinished of a batch is drawn again.
 bool add_drawn(Generator& generator, uint64_t seed, int64_t num, FeatureNetwork& network,
                FeatureProgress& state, const Keeper& keeper) {
-  struct Stopped {};
-  Progress progress("image", state.images.count, num);
+  Communicator& ranks = keeper.ranks();
+  int64_t at = images_in(state.images, ranks);
+  Progress progress("image", at, num, !keeper.first());
   double saved = 0;
-  while (state.images.count < num) {
-    const int64_t first = state.images.count;
-    const int n = static_cast<int>(std::min<int64_t>(generator.batch_size(), num - first));
-    std::vector<float> images;
-    try {
-      images = generator.sample(seed, static_cast<uint64_t>(first), n, [&](int step) {
-        progress.update(first + int64_t{n} * step / generator.steps());
-        if (keeper.raised()) throw Stopped{};
-      });
-    } catch (const Stopped&) {
+  while (at < num) {
+    const Round round = round_at(ranks, at, num, generator.batch_size());
+    const bool idle = round.count == 0;
+    if (!idle) {
+      generator.begin(seed, static_cast<uint64_t>(round.first));
+      generator.executor().run(Phase::kStart);
+    }
+    const auto tell = [&](int step) {
+      progress.update(at + (round.next - at) * step / generator.steps());
+    };
+    if (!take_steps(ranks, generator, generator.steps(), idle, tell, keeper.signal())) {
       keeper.stopped(progress, saved);
       return false;
     }
-    network.run(to_uint8(images).data(), n,
-                [&](const float* f, const float* logits, int64_t count) {
-                  state.images.add(f, count);
-                  state.score.add(logits, count);
-                });
-    if (state.images.count < num && keeper.stopped(progress, saved)) return false;
+    std::vector<uint8_t> images;
+    if (!idle) images = to_uint8(generator.images(round.count));
+    add_images(ranks, network, images.data(), round.count, state.images, &state.score);
+    at = round.next;
+    if (at < num && keeper.stopped(progress, saved)) return false;
   }
   progress.show(num, format("%.1f s", progress.seconds()));
   return true;
@@ -258,15 +291,16 @@ nlohmann::ordered_json result_of(const EvalArgs& args, const Reference* r, const
   return json;
 }
 
-// The reference's statistics, from its images. False where a signal ended it.
+// All ranks: the reference's statistics, from its images. False where a signal ended it.
 bool complete(Reference& r, const EvalArgs& args, FeatureNetwork& network, FeatureProgress& state,
               const Keeper& keeper) {
   if (!add_given(r.data, r.data.count, network, state.reference, nullptr, "reference image",
                  keeper))
     return false;
+  r.data = {};
+  if (!keeper.first()) return true;
   r.statistics = state.reference.statistics();
   if (!args.statistics.empty()) write_statistics(args.statistics, r.source, *r.statistics);
-  r.data = {};
   return true;
 }
 
@@ -274,7 +308,9 @@ bool add_subject(const Subject& s, const EvalArgs& args, Backend& backend, int b
                  FeatureNetwork& network, FeatureProgress& state, const Keeper& keeper) {
   if (!s.model)
     return add_given(s.given, s.num, network, state.images, &state.score, "image", keeper);
-  const Chain chain = make_chain(backend, *s.model, s.rows, batch);
+  Chain chain;
+  plan_alike(keeper.ranks(), backend,
+             [&] { chain = make_chain(backend, *s.model, s.rows, batch); });
   keep_plans(backend);
   return add_drawn(*chain.generator, args.seed, s.num, network, state, keeper);
 }
@@ -290,49 +326,66 @@ SafetensorsReader open_inception(const std::string& path) {
   return SafetensorsReader(path, Status::kConfig);
 }
 
-Status run_eval_features(const EvalArgs& args) {
-  require_flags(args);
-  const std::unique_ptr<StopSignal> stop(args.out.empty() ? nullptr : new StopSignal);
-  const SafetensorsReader weights = open_inception(args.inception);
-  if (!args.out.empty()) require_writable(args.out);
-  const std::string network_hash = inception_hash(weights);
-  Evaluation of{{"metric", args.metric}, {"network", network_hash}, {"code", kFeatureCode}};
-  const Subject subject = open_subject(args, of);
-
-  const std::unique_ptr<Backend> backend = open_backend(args.device);
-  const std::unique_ptr<Backend> exact = exact_backend(*backend, args.device);
+Status run_eval_features(const EvalArgs& args, Ranks& ranks, const StopSignal* stop) {
+  Communicator& all = ranks.communicator();
+  const bool first = ranks.first();
   const int batch = args.batch_size > 0 ? args.batch_size : kUsualBatch;
-  const auto network_for = [&](const Shape& image) {
-    return FeatureNetwork(exact ? *exact : *backend, weights, image,
-                          std::min(batch, FeatureNetwork::kBatch));
+  std::unique_ptr<SafetensorsReader> weights;
+  std::string network_hash;
+  Evaluation of;
+  Subject subject;
+  agree(all, [&] {
+    require_flags(args);
+    weights.reset(new SafetensorsReader(open_inception(args.inception)));
+    if (first && !args.out.empty()) require_writable(args.out);
+    network_hash = inception_hash(*weights);
+    of = {{"metric", args.metric}, {"network", network_hash}, {"code", kFeatureCode}};
+    subject = open_subject(args, of);
+  });
+  require_equal_settings(all, settings_of(of, batch));
+
+  Backend& backend = ranks.open_device();
+  std::unique_ptr<Backend> exact;
+  agree(all, [&] { exact = exact_backend(backend, ranks.device()); });
+  Backend& of_features = exact ? *exact : backend;
+  const auto make_network = [&](std::optional<FeatureNetwork>& network, const Shape& image) {
+    plan_alike(all, of_features, [&] {
+      network.emplace(of_features, *weights, image, std::min(batch, FeatureNetwork::kBatch));
+    });
   };
-  FeatureNetwork network = network_for(subject.image);
+  std::optional<FeatureNetwork> network;
+  make_network(network, subject.image);
   std::optional<Reference> reference;
   if (args.metric == "fid") {
-    reference = open_reference(args, network_hash, network.features());
-    of["data"] = reference->source.data;
+    agree(all, [&] { reference = open_reference(args, network_hash, network->features(), first); });
+    of["data"] = gather(all, reference->source.data)[0];
+    if (!args.data.empty()) require_equal_settings(all, reference->source.data);
   }
+  const bool known = any(all, reference && reference->statistics);
 
-  FeatureProgress state{of, "", FeatureSums(network.features()), FeatureSums(network.features()),
-                        ScoreSums(subject.num, network.classes())};
-  const Keeper keeper(args, state, stop.get());
-  print_header(*backend, args, subject, reference ? &*reference : nullptr, network);
-  if (!args.out.empty() && file_exists(keeper.file())) {
+  FeatureProgress state{of, "", FeatureSums(network->features()), FeatureSums(network->features()),
+                        ScoreSums(subject.num, network->classes())};
+  const Keeper keeper(args, state, all, stop);
+  print_ranks(all, backend);
+  if (first) print_header(backend, args, subject, reference ? &*reference : nullptr, *network);
+  agree(all, [&] {
+    if (!first || args.out.empty() || !file_exists(keeper.file())) return;
     read_feature_progress(keeper.file(), state);
     std::fprintf(stderr, "resumed  from %s, after %s images%s\n", keeper.file().c_str(),
                  grouped(state.reference.count + state.images.count).c_str(),
-                 state.numerics == backend->numerics() ? "" : ", begun on another backend");
-  }
-  state.numerics = backend->numerics();
+                 state.numerics == backend.numerics() ? "" : ", begun on another backend");
+  });
+  state.numerics = backend.numerics();
 
-  if (reference && !reference->statistics) {
+  if (reference && !known) {
     const Dataset& d = reference->data;
     const Shape shape{1, d.h, d.w, d.c};
     std::optional<FeatureNetwork> own;
-    if (shape != subject.image) own.emplace(network_for(shape));
-    if (!complete(*reference, args, own ? *own : network, state, keeper)) return Status::kStopped;
+    if (shape != subject.image) make_network(own, shape);
+    if (!complete(*reference, args, own ? *own : *network, state, keeper)) return Status::kStopped;
   }
-  if (!add_subject(subject, args, *backend, batch, network, state, keeper)) return Status::kStopped;
+  if (!add_subject(subject, args, backend, batch, *network, state, keeper)) return Status::kStopped;
+  if (!first) return Status::kOk;
 
   const nlohmann::ordered_json result =
       result_of(args, reference ? &*reference : nullptr, subject, state);

@@ -10,6 +10,7 @@ namespace ddpm::tools {
 namespace {
 
 constexpr int kFormat = 1;
+constexpr size_t kMostBytes = size_t{64} << 20;  // 100,000 timesteps
 constexpr uint64_t kMostImages = uint64_t{1} << 40;
 
 [[noreturn]] void damaged(const std::string& path, const char* key) {
@@ -50,7 +51,13 @@ void require_evaluation(const std::string& path, const Evaluation& then, const E
   }
 }
 
-void write_eval_progress(const std::string& path, const EvalProgress& p) {
+std::string settings_of(const Evaluation& of, int batch_size) {
+  std::string text = "batch " + std::to_string(batch_size);
+  for (const auto& [key, value] : of) text += ", " + key + " " + value;
+  return text;
+}
+
+std::string eval_text(const EvalProgress& p) {
   const BoundSums& s = p.sums;
   nlohmann::ordered_json json;
   json["format"] = kFormat;
@@ -64,13 +71,22 @@ void write_eval_progress(const std::string& path, const EvalProgress& p) {
   json["mse"] = s.mse;
   json["image_terms"] = s.image_terms;
   json["image_mse"] = s.image_mse;
-  write_file(path, json.dump() + "\n");
+  return json.dump() + "\n";
+}
+
+void write_eval_progress(const std::string& path, const EvalProgress& p) {
+  write_file(path, eval_text(p));
 }
 
 EvalProgress read_eval_progress(const std::string& path, const Evaluation& of, int timesteps) {
+  return parse_eval_progress(read_small_file(path, kMostBytes), path, of, timesteps);
+}
+
+EvalProgress parse_eval_progress(const std::string& text, const std::string& path,
+                                 const Evaluation& of, int timesteps) {
   JsonLimits limits;
-  limits.bytes = size_t{64} << 20;  // 100,000 timesteps
-  const nlohmann::json json = *read_json_file(path, Status::kFile, limits);
+  limits.bytes = kMostBytes;
+  const nlohmann::json json = *parse_json(text, path, Status::kFile, limits);
   if (!json.is_object() || !json.contains("format") || json["format"] != kFormat ||
       !json.contains("of") || !json["of"].is_object())
     damaged(path, "format");

@@ -5,6 +5,7 @@
 
 #include "tools/commands.h"
 #include "tools/progress.h"
+#include "tools/ranks.h"
 #include "tools/start_images.h"
 #include "tools/strips.h"
 
@@ -73,6 +74,7 @@ std::vector<float> led_back(Generator& g, const std::vector<float>& images) {
 }  // namespace
 
 void run_interpolate(const InterpolateArgs& args) {
+  require_one_process();
   require_png(args.out);
   const Pipeline p = open_pipeline(args.model);
   const Shape image{1, p.unet.sample_height, p.unet.sample_width, p.unet.in_channels};

@@ -65,6 +65,7 @@ Launch launch_of(Launch::By by, const char* size, const char* rank, const char* 
 Launch find_launch() {
   Launch l;
   if (started_by_mpi()) {
+    if (variable("OMPI_COMM_WORLD_SIZE") == "1") return {};
     l.by = Launch::By::kMpi;
     for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"})
       if (!variable(name).empty()) {

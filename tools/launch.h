@@ -6,6 +6,12 @@
 
 namespace ddpm::tools {
 
+// What a user says of the ranks of a command.
+struct RankOptions {
+  int gpus = 1;         // ranks that this program starts itself, one each
+  double timeout = 60;  // seconds without a sign of life after which another rank is lost
+};
+
 struct Launch {
   enum class By { kNothing, kMpi, kTorchrun, kSlurm };
   By by = By::kNothing;

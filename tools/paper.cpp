@@ -14,6 +14,7 @@
 #include "tools/eval.h"
 #include "tools/eval_features.h"
 #include "tools/html.h"
+#include "tools/ranks.h"
 
 namespace ddpm::tools {
 namespace {
@@ -229,6 +230,7 @@ void draw(const PaperArgs& args, const Pipeline& p, const Pieces& pieces) {
 }  // namespace
 
 Status run_paper(const PaperArgs& args) {
+  require_one_process();
   if (!args.out.ends_with(".html"))
     fail(Status::kUsage, "--out %s: must end in .html", args.out.c_str());
   const Pipeline p = open_pipeline(args.model);
@@ -244,7 +246,8 @@ Status run_paper(const PaperArgs& args) {
   std::optional<BoundSums> sums;
   {
     const StopSignal stop;
-    sums = evaluate_bound(eval, pieces.path("bound"), &stop);
+    Ranks alone({}, bound_device(args.device), {}, {});
+    sums = evaluate_bound(eval, pieces.path("bound"), &stop, alone);
   }
   if (!sums) return Status::kStopped;
   nlohmann::json features;

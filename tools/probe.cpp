@@ -10,6 +10,7 @@
 #include "model/objective.h"
 #include "model/pipeline.h"
 #include "tools/commands.h"
+#include "tools/ranks.h"
 
 namespace ddpm::tools {
 namespace {
@@ -145,6 +146,7 @@ void probe_gradient(const ProbeArgs& args, const Pipeline& p, Backend& backend) 
 }  // namespace
 
 void run_probe(const ProbeArgs& args) {
+  require_one_process();
   const Pipeline p = open_pipeline(args.model);
   require_writable(args.out);
   const std::unique_ptr<Backend> backend = open_backend(args.device);

@@ -93,7 +93,7 @@ class Processes {
       if (p > 0) kill(p, signal);
   }
   // Notes those that have ended.
-  void reap() {
+  void reap(const std::string& advice) {
     for (size_t rank = 0; rank < running_.size(); ++rank) {
       int how = 0;
       if (running_[rank] == 0 || waitpid(running_[rank], &how, WNOHANG) != running_[rank]) continue;
@@ -104,10 +104,9 @@ class Processes {
       if (failed() || ended == Status::kOk || ended == Status::kStopped) continue;
       first_ = ended;
       if (WIFSIGNALED(how))
-        std::fprintf(stderr,
-                     "\nddpm: rank %zu (process %d) was killed by signal %d (%s); the last "
-                     "checkpoint is good, the same command goes on from there\n",
-                     rank, static_cast<int>(process), WTERMSIG(how), strsignal(WTERMSIG(how)));
+        std::fprintf(stderr, "\nddpm: rank %zu (process %d) was killed by signal %d (%s); %s\n",
+                     rank, static_cast<int>(process), WTERMSIG(how), strsignal(WTERMSIG(how)),
+                     advice.c_str());
     }
   }
 
@@ -120,14 +119,15 @@ class Processes {
 
 }  // namespace
 
-Status run_processes(const std::vector<std::string>& command, int count, double grace) {
+Status run_processes(const std::vector<std::string>& command, int count, double grace,
+                     const std::string& advice) {
   const Signals signals;
   Processes ranks(command, count, signals);
   Clock::time_point end = Clock::time_point::max();
   while (ranks.any_left()) {
     const int signal = signals.next();
     if (signal != 0 && signal != SIGCHLD) ranks.send(signal);
-    ranks.reap();
+    ranks.reap(advice);
     if (ranks.failed() && end == Clock::time_point::max())
       end = Clock::now() +
             std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(grace));

@@ -4,6 +4,7 @@
 
 #include "tools/commands.h"
 #include "tools/progress.h"
+#include "tools/ranks.h"
 #include "tools/strips.h"
 
 namespace ddpm::tools {
@@ -23,6 +24,7 @@ void check_shared(const ProgressiveArgs& args, const SamplerOptions& options, in
 }  // namespace
 
 void run_progressive(const ProgressiveArgs& args) {
+  require_one_process();
   require_png(args.out);
   const Pipeline p = open_pipeline(args.model);
   const int timesteps = p.scheduler.num_train_timesteps;

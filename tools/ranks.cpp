@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <vector>
 
+#include "tools/processes.h"
+
 namespace ddpm::tools {
 namespace {
 
@@ -35,8 +37,8 @@ cpu_set_t processors() {
 // Threads of a rank that was given no number. A machine's processors are shared by the ranks that
 // may use the same ones; with --reduction-shards it is one, which every machine has: the result
 // depends on it.
-int threads_of_rank(const TrainConfig& train, Communicator& ranks) {
-  if (train.reduction_shards > 0) return 1;
+int threads_of_rank(int reduction_shards, Communicator& ranks) {
+  if (reduction_shards > 0) return 1;
   const cpu_set_t set = processors();
   const std::string own =
       host_name() + std::string(reinterpret_cast<const char*>(&set), sizeof set);
@@ -55,10 +57,49 @@ std::string device_of_rank(const std::string& device, int local_rank) {
   return count == 0 ? "cuda" : format("cuda:%d", local_rank % count);
 }
 
+constexpr double kGrace = 10;  // seconds for ranks to leave when one of them has failed
+
+void require_gpus(int gpus, const DeviceOptions& device, const Launch& launch) {
+  if (device.device != "auto" && device.device != "cuda")
+    fail(Status::kUsage, "--gpus %d and --device %s exclude each other", gpus,
+         device.device.c_str());
+  if (launch.by == Launch::By::kMpi || (launch.size > 1 && launch.size != gpus))
+    fail(Status::kUsage, "--gpus %d: a launcher has started the ranks already; leave --gpus out",
+         gpus);
+  const int count = cuda_device_count();
+  if (count < gpus)
+    fail(Status::kDevice, "--gpus %d: this machine has %d CUDA device%s that this program can use",
+         gpus, count, count == 1 ? "" : "s");
+}
+
+// "2 by Open MPI 4.1.4: 0 to 1 on node7, CPU, 1 thread, AVX-512".
+std::string ranks_text(Communicator& ranks, const std::string& device) {
+  const std::vector<std::string> all = gather(ranks, "on " + host_name() + ", " + device);
+  std::string text = format("%d by %s:", ranks.size(), ranks.description().c_str());
+  for (size_t first = 0; first < all.size();) {
+    size_t end = first + 1;
+    while (end < all.size() && all[end] == all[first]) ++end;
+    text += first == 0 ? " " : "; ";
+    text += end - first > 1 ? format("%zu to %zu ", first, end - 1) : format("%zu ", first);
+    text += all[first];
+    first = end;
+  }
+  return text;
+}
+
 }  // namespace
 
-Ranks::Ranks(const Launch& launch, const DeviceOptions& device, double timeout)
-    : launch_(launch), device_(device), options_{timeout, say, leave} {
+std::optional<Status> start_ranks(const RankOptions& options, const DeviceOptions& device,
+                                  const Launch& launch, const std::string& advice) {
+  if (options.gpus == 1) return std::nullopt;
+  require_gpus(options.gpus, device, launch);
+  if (launch.size > 1) return std::nullopt;
+  return run_processes(own_command(), options.gpus, kGrace, advice);
+}
+
+Ranks::Ranks(const Launch& launch, const DeviceOptions& device, const RankOptions& options,
+             const std::string& advice)
+    : launch_(launch), device_(device), options_{options.timeout, say, leave, advice} {
   if (launch.by == Launch::By::kMpi) {
     control_ = make_mpi_communicator(options_);
   } else if (launch.size == 1) {
@@ -75,18 +116,40 @@ Ranks::Ranks(const Launch& launch, const DeviceOptions& device, double timeout)
   }
 }
 
-Backend& Ranks::open_device(const TrainConfig& train) {
+Backend& Ranks::open_device(int reduction_shards) {
+  Communicator& all = communicator();
+  const int size = all.size();
+  if (device_.threads == 0 && (size > 1 || reduction_shards > 0))
+    device_.threads = threads_of_rank(reduction_shards, all);
   if (nccl_) return *backend_;
-  const int size = control_->size();
-  if (device_.threads == 0 && (size > 1 || train.reduction_shards > 0))
-    device_.threads = threads_of_rank(train, *control_);
-  agree(*control_, [&] {
+  agree(all, [&] {
     if (size > 1) device_.device = device_of_rank(device_.device, launch_.local_rank);
     backend_ = open_backend(device_);
   });
-  if (size > 1 && backend_->stream() != nullptr)
-    nccl_ = make_nccl_communicator(*backend_, control_.get(), control_->rank(), size, options_);
   return *backend_;
+}
+
+void Ranks::sum_on_device() {
+  if (!nccl_ && control_->size() > 1 && backend_->stream() != nullptr)
+    nccl_ = make_nccl_communicator(*backend_, control_.get(), control_->rank(), control_->size(),
+                                   options_);
+}
+
+Status Ranks::run(const std::function<Status()>& work) {
+  try {
+    return work();
+  } catch (const Error& e) {
+    Communicator& all = communicator();
+    if (all.size() == 1) throw;
+    // Said before others know: as soon as one has left, mpirun ends the rest.
+    const bool agreed = dynamic_cast<const AgreedError*>(&e) != nullptr;
+    if (!agreed || all.rank() == 0) std::fprintf(stderr, "\nddpm: %s\n", e.what());
+    if (!agreed) all.announce_failure(e.what());
+    return e.status();
+  } catch (const std::exception& e) {
+    communicator().announce_failure(e.what());
+    throw;
+  }
 }
 
 void require_one_process() {
@@ -95,9 +158,47 @@ void require_one_process() {
     if (text != nullptr && std::atoi(text) > 1)
       fail(Status::kUsage,
            "%s is %s: each of these processes would do all of the work; ranks are for ddpm train, "
-           "started by mpirun",
+           "sample and eval",
            variable, text);
   }
+}
+
+void require_equal_settings(Communicator& ranks, const std::string& settings) {
+  const std::vector<std::string> all = gather(ranks, settings);
+  for (size_t r = 1; r < all.size(); ++r)
+    if (all[r] != all[0])
+      throw AgreedError(Status::kUsage,
+                        format("rank %zu was started with other settings than rank 0", r));
+}
+
+void plan_alike(Communicator& ranks, Backend& backend, const std::function<void()>& make) {
+  const bool first = ranks.rank() == 0, at_once = backend.stream() == nullptr;
+  agree(ranks, [&] {
+    if (first || at_once) make();
+  });
+  if (at_once) return;
+  const std::string plans = gather(ranks, first ? backend.plans() : std::string())[0];
+  agree(ranks, [&] {
+    if (first) return;
+    backend.use_plans(plans);
+    make();
+  });
+}
+
+void print_ranks(Communicator& ranks, const Backend& backend, const char* more) {
+  if (ranks.size() == 1) return;
+  const std::string text = ranks_text(ranks, backend.description());
+  const std::vector<std::string> numerics = gather(ranks, backend.numerics());
+  if (ranks.rank() != 0) return;
+  std::fprintf(stderr, "ranks    %s%s\n", text.c_str(), more);
+  for (const std::string& n : numerics)
+    if (n != numerics[0]) {
+      std::fprintf(stderr,
+                   "note: \"%s\" and \"%s\" among the ranks: not bit-exact with another "
+                   "number of them\n",
+                   numerics[0].c_str(), n.c_str());
+      break;
+    }
 }
 
 Parts parts_of(const TrainConfig& train, Communicator& ranks) {
@@ -143,20 +244,6 @@ Parts parts_of(const TrainConfig& train, Communicator& ranks) {
   parts.own = parts.total / size;
   if (train.gradient_sums == "bf16") parts.sum_type = DType::kBF16;
   return parts;
-}
-
-std::string ranks_text(Communicator& ranks, const std::string& device) {
-  const std::vector<std::string> all = gather(ranks, "on " + host_name() + ", " + device);
-  std::string text = format("%d by %s:", ranks.size(), ranks.description().c_str());
-  for (size_t first = 0; first < all.size();) {
-    size_t end = first + 1;
-    while (end < all.size() && all[end] == all[first]) ++end;
-    text += first == 0 ? " " : "; ";
-    text += end - first > 1 ? format("%zu to %zu ", first, end - 1) : format("%zu ", first);
-    text += all[first];
-    first = end;
-  }
-  return text;
 }
 
 }  // namespace ddpm::tools

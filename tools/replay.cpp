@@ -12,6 +12,7 @@
 namespace ddpm::tools {
 
 void run_replay(const ReplayArgs& args) {
+  require_one_process();
   const std::string path = args.run + "/config.json";
   const RunConfig config = run_config_from_json(*read_json_file(path, Status::kConfig), path);
   const auto checkpoints = list_checkpoints(args.run);

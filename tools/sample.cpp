@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <memory>
 
+#include "engine/safetensors.h"
 #include "tools/commands.h"
 #include "tools/image_io.h"
 #include "tools/npz.h"
@@ -54,7 +55,7 @@ void choose_classes(const SampleArgs& args, const UNetConfig& u, Sampling& job) 
 
 // What the command line asks for, but for the model's hash. `images`: those of --from, which have
 // no noise yet.
-Sampling new_job(const SampleArgs& args, const Pipeline& p, const Shape& image,
+Sampling new_job(const SampleArgs& args, const Pipeline& p, const Shape& image, int ranks,
                  std::vector<float>& images) {
   SamplerOptions options =
       sampler_options(args.chain, args.invert.empty() ? SamplerKind::kDdpm : SamplerKind::kDdim);
@@ -89,20 +90,22 @@ Sampling new_job(const SampleArgs& args, const Pipeline& p, const Shape& image,
     else
       job.num = start.count;
   }
-  job.batch_size =
-      args.batch_size > 0 ? args.batch_size : static_cast<int>(std::min<int64_t>(job.num, 64));
+  job.batch_size = args.batch_size > 0
+                       ? args.batch_size
+                       : static_cast<int>(std::min<int64_t>((job.num + ranks - 1) / ranks, 64));
   choose_classes(args, p.unet, job);
   return job;
 }
 
-// Draws what a job asks for, batch by batch.
+// Draws what a job asks for: in rounds, a batch on each rank. Rank 0 has the images then.
 class Sampler {
  public:
-  Sampler(Generator& generator, Sampling& job, const Shape& image)
-      : generator_(generator),
+  Sampler(Communicator& ranks, Generator& generator, Sampling& job, const Shape& image)
+      : ranks_(ranks),
+        generator_(generator),
         job_(job),
         size_(static_cast<size_t>(image.count())),
-        progress_("image", job.images_done, job.num) {}
+        progress_("image", job.images_done, job.num, ranks.rank() != 0) {}
 
   // x_t = sqrt_ab x0 + sqrt_1mab noise at the first row's t, the noise being that of the images'
   // numbers.
@@ -119,16 +122,19 @@ class Sampler {
     }
   }
 
-  // Whether all is done; else the job is as it was left, after `most` steps or by a signal.
+  // Whether all is done; else the job, of one process, is as it was left, after `most` steps or by
+  // a signal.
   bool run(const StopSignal* stop, std::optional<int64_t> most) {
     while (job_.images_done < job_.num) {
+      round_ = round_at(ranks_, job_.images_done, job_.num, job_.batch_size);
       begin_batch();
       if (!run_batch(stop, most)) return false;
-      const int now = static_cast<int>(job_.batch());
-      const std::vector<float> done =
-          job_.latents ? generator_.latents(now) : generator_.images(now);
+      std::vector<float> own;
+      if (round_.count > 0)
+        own = job_.latents ? generator_.latents(round_.count) : generator_.images(round_.count);
+      const std::vector<float> done = collect(ranks_, own);
       job_.images.insert(job_.images.end(), done.begin(), done.end());
-      job_.images_done += now;
+      job_.images_done = round_.next;
       job_.steps_done = 0;
       if (job_.images_done < job_.num && most && *most == taken_) return false;
     }
@@ -140,7 +146,7 @@ class Sampler {
   const int32_t* labels() {
     if (job_.labels.empty()) return nullptr;
     labels_.assign(static_cast<size_t>(job_.batch_size), 0);
-    std::copy_n(job_.labels.begin() + job_.images_done, job_.batch(), labels_.begin());
+    std::copy_n(job_.labels.begin() + round_.first, round_.count, labels_.begin());
     return labels_.data();
   }
 
@@ -150,8 +156,21 @@ class Sampler {
     return values;
   }
 
+  // Where the chains of this rank's batch start, unless from noise; those of the round are taken
+  // out of the job.
+  std::vector<float> take_starts() {
+    if (job_.starts.empty()) return {};
+    const auto value = [&](int64_t image) {
+      return job_.starts.begin() + (image - job_.images_done) * static_cast<int64_t>(size_);
+    };
+    std::vector<float> x;
+    if (round_.count > 0) x.assign(value(round_.first), value(round_.first + round_.count));
+    job_.starts.erase(job_.starts.begin(), value(round_.next));
+    return padded(std::move(x));
+  }
+
   void begin_batch() {
-    const uint64_t first = job_.first + static_cast<uint64_t>(job_.images_done);
+    const uint64_t first = job_.first + static_cast<uint64_t>(round_.first);
     if (job_.steps_done > 0) {
       Generator::Suspended s{job_.steps_done, padded(std::move(job_.x)), {}};
       if (!job_.previous.empty()) s.previous = padded(std::move(job_.previous));
@@ -159,26 +178,22 @@ class Sampler {
       job_.x = job_.previous = {};
       return;
     }
+    const std::vector<float> x = take_starts();
+    if (round_.count == 0) return;
     generator_.begin(job_.seed, first, labels());
-    if (job_.starts.empty()) return generator_.executor().run(Phase::kStart);
-    const auto end = job_.starts.begin() + job_.batch() * static_cast<int64_t>(size_);
-    const std::vector<float> x = padded({job_.starts.begin(), end});
-    job_.starts.erase(job_.starts.begin(), end);
+    if (x.empty()) return generator_.executor().run(Phase::kStart);
     generator_.executor().upload(generator_.x(), x.data());
   }
 
   bool run_batch(const StopSignal* stop, std::optional<int64_t> most) {
-    struct Stopped {};
     const int before = job_.steps_done, all = generator_.steps();
     const int part = static_cast<int>(std::min<int64_t>(all - before, most ? *most - taken_ : all));
-    try {
-      generator_.executor().steps(part, [&](int done) {
-        progress_.update(job_.images_done, format("step %d/%d", before + done, all));
-        if (stop != nullptr && stop->raised() && before + done < all) throw Stopped{};
-      });
+    const auto progress = [&](int done) {
+      progress_.update(job_.images_done, format("step %d/%d", before + done, all));
+    };
+    if (take_steps(ranks_, generator_, part, round_.count == 0, progress, stop)) {
       taken_ += part;
       if (before + part == all) return true;
-    } catch (const Stopped&) {
     }
     const size_t values = static_cast<size_t>(job_.batch()) * size_;
     Generator::Suspended s = generator_.suspend();
@@ -190,8 +205,10 @@ class Sampler {
     return false;
   }
 
+  Communicator& ranks_;
   Generator& generator_;
   Sampling& job_;
+  Round round_;
   size_t size_;        // of an image
   int64_t taken_ = 0;  // steps
   std::vector<int32_t> labels_;
@@ -218,39 +235,77 @@ void print_header(const Backend& backend, const Pipeline& p, const Sampling& job
                  job.numerics.c_str(), backend.numerics().c_str());
 }
 
-}  // namespace
+// Of a job with its model's hash, all that it is and not how far it is.
+std::string settings_of(const Sampling& job, const std::vector<float>& images) {
+  const auto hash = [](const auto& values) {
+    return hash_of(
+        {reinterpret_cast<const char*>(values.data()), values.size() * sizeof values[0]});
+  };
+  return format("%s %llu %llu %lld %d %d %.9g %s %s %s %s", job.model.c_str(),
+                static_cast<unsigned long long>(job.seed),
+                static_cast<unsigned long long>(job.first), static_cast<long long>(job.num),
+                job.batch_size, job.latents ? 1 : 0, double{job.guidance}, hash(job.rows).c_str(),
+                hash(job.labels).c_str(), hash(job.starts).c_str(), hash(images).c_str());
+}
 
-Status run_sample(const SampleArgs& args) {
-  require_one_process();
-  const std::unique_ptr<StopSignal> stop(args.suspend.empty() ? nullptr : new StopSignal);
-  const Pipeline p = open_pipeline(args.model);
-  const Shape image{1, p.unet.sample_height, p.unet.sample_width, p.unet.in_channels};
+void require_no_suspending(const SampleArgs& args, int ranks) {
+  if (ranks > 1 && !(args.suspend.empty() && args.resume.empty()))
+    fail(Status::kUsage,
+         "%s keeps the chains of one process, and there are %d ranks: start one, or leave it out",
+         args.suspend.empty() ? "--resume" : "--suspend", ranks);
+}
+
+Status sample(const SampleArgs& args, Ranks& ranks, const StopSignal* stop) {
+  Communicator& all = ranks.communicator();
+  const bool several = all.size() > 1;
+  Pipeline p;
+  Shape image;
   std::vector<float> images;
-  Sampling job =
-      args.resume.empty() ? new_job(args, p, image, images) : read_sampling(args.resume, p);
-  require_writable(args.out);
-  if (!args.suspend.empty()) {
-    require_writable(args.suspend);
-    job.model = model_hash(p);
-  }
+  Sampling job;
+  agree(all, [&] {
+    require_no_suspending(args, all.size());
+    p = open_pipeline(args.model);
+    image = {1, p.unet.sample_height, p.unet.sample_width, p.unet.in_channels};
+    job = args.resume.empty() ? new_job(args, p, image, all.size(), images)
+                              : read_sampling(args.resume, p);
+    if (ranks.first()) require_writable(args.out);
+    if (!args.suspend.empty()) require_writable(args.suspend);
+    if (several || !args.suspend.empty()) job.model = model_hash(p);
+  });
+  if (several) require_equal_settings(all, settings_of(job, images));
 
-  const std::unique_ptr<Backend> backend = open_backend(args.device);
-  const Chain chain = make_chain(*backend, p, job.rows, job.batch_size, job.guidance);
-  print_header(*backend, p, job, chain);
-  Sampler sampler(*chain.generator, job, image);
+  Backend& backend = ranks.open_device();
+  Chain chain;
+  plan_alike(all, backend,
+             [&] { chain = make_chain(backend, p, job.rows, job.batch_size, job.guidance); });
+  print_ranks(all, backend);
+  if (ranks.first()) print_header(backend, p, job, chain);
+  Sampler sampler(all, *chain.generator, job, image);
   if (!images.empty()) sampler.noise_images(images, Schedule(p.scheduler));
-  if (sampler.run(stop.get(), args.suspend_at)) {
+  if (sampler.run(stop, args.suspend_at)) {
+    if (!ranks.first()) return Status::kOk;
     write_images(args, job, image);
     std::printf("%s\n", args.out.c_str());
     return Status::kOk;
   }
-  job.numerics = backend->numerics();
+  job.numerics = backend.numerics();
   write_sampling(args.suspend, job, image);
   std::fprintf(stderr,
                "suspended after %lld images and %d steps of the next batch; --resume %s "
                "goes on\n",
                static_cast<long long>(job.images_done), job.steps_done, args.suspend.c_str());
   return stop->raised() ? Status::kStopped : Status::kOk;
+}
+
+}  // namespace
+
+Status run_sample(const SampleArgs& args) {
+  const std::string advice = "no image was written; the same command begins anew";
+  const Launch launch = find_launch();
+  if (const auto ended = start_ranks(args.ranks, args.device, launch, advice)) return *ended;
+  const std::unique_ptr<StopSignal> stop(args.suspend.empty() ? nullptr : new StopSignal);
+  Ranks ranks(launch, args.device, args.ranks, advice);
+  return ranks.run([&] { return sample(args, ranks, stop.get()); });
 }
 
 }  // namespace ddpm::tools

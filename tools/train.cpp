@@ -18,7 +18,6 @@
 #include "tools/image_io.h"
 #include "tools/loss_watch.h"
 #include "tools/metrics.h"
-#include "tools/processes.h"
 #include "tools/progress.h"
 #include "tools/ranks.h"
 #include "tools/run_trainer.h"
@@ -76,14 +75,6 @@ struct Preview {
 };
 
 constexpr uint64_t kCompareEvery = 100;  // steps after which ranks compare their weights
-
-void require_equal_configs(Communicator& ranks, const RunConfig& config) {
-  const std::vector<std::string> all = gather(ranks, to_text(to_json(config)));
-  for (size_t r = 1; r < all.size(); ++r)
-    if (all[r] != all[0])
-      throw AgreedError(Status::kUsage,
-                        format("rank %zu was started with other settings than rank 0", r));
-}
 
 class Run {
  public:
@@ -162,23 +153,13 @@ void Run::prepare(const TrainArgs& args) {
   print_header(start);
 }
 
-// The trainer. A GPU's plans are chosen by time: rank 0 chooses, the others take what it has.
 void Run::build(const std::string& start, Dataset data) {
-  const bool at_once = backend_.stream() == nullptr;
-  agree(ranks_, [&] {
-    if (!first() && !at_once) return;
-    const std::string plans =
-        start.empty() || !first() ? std::string() : read_manifest(start).plans;
-    if (!plans.empty()) backend_.use_plans(plans);
+  plan_alike(ranks_, backend_, [&] {
+    if (first() && !start.empty())
+      if (const std::string plans = read_manifest(start).plans; !plans.empty())
+        backend_.use_plans(plans);
     trainer_ = make_trainer(backend_, config_, std::move(data), parts_);
     if (first()) load(start);
-  });
-  if (at_once) return;
-  const std::string plans = gather(ranks_, first() ? backend_.plans() : std::string())[0];
-  agree(ranks_, [&] {
-    if (first()) return;
-    backend_.use_plans(plans);
-    trainer_ = make_trainer(backend_, config_, std::move(data), parts_);
   });
 }
 
@@ -214,21 +195,9 @@ void Run::prepare_previews() {
 
 void Run::print_header(const std::string& start) {
   const size_t previews = preview_.generator ? preview_.generator->bytes() : 0;
-  const std::string ranks =
-      ranks_.size() > 1 ? ranks_text(ranks_, backend_.description()) : std::string();
-  const std::vector<std::string> numerics = gather(ranks_, backend_.numerics());
+  print_ranks(ranks_, backend_,
+              train().gradient_sums == "bf16" ? "; gradients are summed in bf16" : "");
   if (!first()) return;
-  if (!ranks.empty())
-    std::fprintf(stderr, "ranks    %s%s\n", ranks.c_str(),
-                 train().gradient_sums == "bf16" ? "; gradients are summed in bf16" : "");
-  for (const std::string& n : numerics)
-    if (n != numerics[0]) {
-      std::fprintf(stderr,
-                   "note: \"%s\" and \"%s\" among the ranks: not bit-exact with another "
-                   "number of them\n",
-                   numerics[0].c_str(), n.c_str());
-      break;
-    }
   std::fprintf(stderr, "device   %s\n", backend_.description().c_str());
   std::fprintf(stderr, "model    %s parameters, images %dx%dx%d\n",
                grouped(trainer_->store().params().count()).c_str(), config_.unet.sample_height,
@@ -435,54 +404,28 @@ Status Run::run(const TrainArgs& args, const StopSignal& stop) {
   return Status::kOk;
 }
 
-constexpr double kGrace = 10;  // seconds for ranks to leave when one of them has failed
-
-void require_gpus(const TrainArgs& args, const Launch& launch) {
-  if (args.device.device != "auto" && args.device.device != "cuda")
-    fail(Status::kUsage, "--gpus %d and --device %s exclude each other", args.gpus,
-         args.device.device.c_str());
-  if (launch.by == Launch::By::kMpi || (launch.size > 1 && launch.size != args.gpus))
-    fail(Status::kUsage, "--gpus %d: a launcher has started the ranks already; leave --gpus out",
-         args.gpus);
-  const int count = cuda_device_count();
-  if (count < args.gpus)
-    fail(Status::kDevice, "--gpus %d: this machine has %d CUDA device%s that this program can use",
-         args.gpus, count, count == 1 ? "" : "s");
-}
-
 }  // namespace
 
 Status run_train(const TrainArgs& args) {
+  const std::string advice = "the last checkpoint is good, the same command goes on from there";
   const Launch launch = find_launch();
-  if (args.gpus > 1) {
-    require_gpus(args, launch);
-    if (launch.size == 1) return run_processes(own_command(), args.gpus, kGrace);
-  }
+  if (const auto ended = start_ranks(args.ranks, args.device, launch, advice)) return *ended;
   const StopSignal stop;  // before the threads of ranks and backend
-  Ranks ranks(launch, args.device, args.comm_timeout);
-  try {
+  Ranks ranks(launch, args.device, args.ranks, advice);
+  return ranks.run([&] {
+    Communicator& all = ranks.communicator();
     RunConfig config;
-    agree(ranks.communicator(), [&] { config = resolve_config(args); });
-    require_equal_configs(ranks.communicator(), config);
+    agree(all, [&] { config = resolve_config(args); });
+    require_equal_settings(all, to_text(to_json(config)));
     const std::string name = !args.preset.empty() ? args.preset
                              : args.config.empty()
                                  ? "tiny"
                                  : std::filesystem::path(args.config).stem().string();
     const std::string out = args.out.empty() ? "runs/" + name : args.out;
-    Backend& backend = ranks.open_device(config.train);
+    Backend& backend = ranks.open_device(config.train.reduction_shards);
+    ranks.sum_on_device();
     return Run(config, out, backend, ranks.communicator()).run(args, stop);
-  } catch (const Error& e) {
-    Communicator& all = ranks.communicator();
-    if (all.size() == 1) throw;
-    // Said before others know: as soon as one has left, mpirun ends the rest.
-    const bool agreed = dynamic_cast<const AgreedError*>(&e) != nullptr;
-    if (!agreed || all.rank() == 0) std::fprintf(stderr, "\nddpm: %s\n", e.what());
-    if (!agreed) all.announce_failure(e.what());
-    return e.status();
-  } catch (const std::exception& e) {
-    ranks.communicator().announce_failure(e.what());
-    throw;
-  }
+  });
 }
 
 }  // namespace ddpm::tools
