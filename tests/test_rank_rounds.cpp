@@ -55,13 +55,13 @@ TEST_CASE("rank rounds: sample draws the bytes of one process", "[rank_rounds]")
   const std::string sample = guided_model(tmp);
   const Dataset shapes = make_shapes(5, {1, 8, 8, 3});
   tools::write_png_folder(tmp / "pictures", shapes.images.data(), 5, 8, 8, 3, 0);
-  for (const std::string& more :
-       {std::string(" --num 7 --guidance 2"), " --num 5 --from " + (tmp / "pictures"),
-        " --num 5 --invert " + (tmp / "pictures")}) {
-    const std::string one = written(1, tmp, sample + more, "one.safetensors");
-    // Seven images are a batch for each of three ranks, and one more for the first.
-    CHECK((written(3, tmp, sample + more, "more.safetensors") == one));
-  }
+  // Seven images are a batch for each of three ranks, and one more for the first; five are two for
+  // each of two, and one.
+  for (const auto& [ranks, more] : {std::pair(3, std::string(" --num 7 --guidance 2")),
+                                    std::pair(2, " --num 5 --from " + (tmp / "pictures")),
+                                    std::pair(2, " --num 5 --invert " + (tmp / "pictures"))})
+    CHECK((written(ranks, tmp, sample + more, "more.safetensors") ==
+           written(1, tmp, sample + more, "one.safetensors")));
 }
 
 TEST_CASE("rank rounds: the bound of one process, and of other ranks after a stop",
