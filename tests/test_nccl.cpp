@@ -45,7 +45,8 @@ Ended run_ranks(int ranks, const std::string& test_case, const std::string& fake
 CommOptions options(double timeout = 30) {
   return {.timeout = timeout,
           .say = [](const std::string& why) { std::fprintf(stderr, "%s\n", why.c_str()); },
-          .leave = [] { ::_exit(8); }};
+          .leave = [] { ::_exit(8); },
+          .advice = "do this"};
 }
 
 struct Device {
@@ -229,7 +230,7 @@ TEST_CASE("nccl: an error that NCCL finds by itself is exit 8", "[nccl_error]") 
     const Ended ended = run_ranks(1, "[nccl_error]", "fail:3");
     INFO(ended.log);
     CHECK(ended.code == 8);
-    CHECK(ended.log.find("NCCL: another rank: an error: planted; the last") != std::string::npos);
+    CHECK(ended.log.find("NCCL: another rank: an error: planted; do this") != std::string::npos);
     // An abort that does not end is not waited for.
     const Ended slow = run_ranks(1, "[nccl_error]", "fail:3,abort:1000");
     INFO(slow.log);

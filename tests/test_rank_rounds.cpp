@@ -104,9 +104,10 @@ TEST_CASE("rank rounds: the distance of one process, and of other ranks after a 
   CHECK((get_bytes(tmp / "s1") == get_bytes(tmp / "s2")));
 
   // With statistics that are there, which rank 0 reads.
-  const std::string many = drawn + "200 --statistics " + (tmp / "s1");
+  const std::string many = drawn + "400 --statistics " + (tmp / "s1");
   Child child = watched(2, tmp, many + " --threads 1 --out " + (tmp / "many.json"));
   wait_for(child, tmp, "images ");
+  std::this_thread::sleep_for(std::chrono::milliseconds(150));  // so that some are done
   signal_rank(child, tmp / "many.json", 1, SIGUSR1);
   child.wait();
   INFO(get_bytes(tmp / "log"));
