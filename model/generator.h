@@ -50,9 +50,12 @@ class Generator {
   // for each image of the batch, which then all have the number `first`; absent: all have `seed`.
   void begin(uint64_t seed, uint64_t first, const int32_t* labels = nullptr,
              const uint64_t* seeds = nullptr);
-  int32_t label_of(uint64_t image) const {  // its class where none is given; 0 without classes
-    return classes_ > 0 ? static_cast<int32_t>(image % static_cast<uint64_t>(classes_)) : 0;
+  // The class of an image where begin() is given none: set_label()'s, or else number mod classes.
+  int32_t label_of(uint64_t image) const {
+    if (classes_ == 0) return 0;
+    return label_.value_or(static_cast<int32_t>(image % static_cast<uint64_t>(classes_)));
   }
+  void set_label(std::optional<int32_t> label) { label_ = label; }
   Tensor x() const { return x_; }
   Tensor x0() const { return x0_; }  // what the last step took for the image
   const std::vector<SamplerRow>& rows() const { return rows_; }
@@ -84,6 +87,7 @@ class Generator {
 
   Shape shape_;
   int classes_ = 0;
+  std::optional<int32_t> label_;
   float guidance_;
   std::vector<SamplerRow> rows_;
   // Of the batch, and of a guided one once more.

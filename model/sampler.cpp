@@ -13,7 +13,7 @@ namespace {
 std::vector<std::string> sampler_names() { return {"ddpm", "ddim", "dpmpp2m"}; }
 std::vector<std::string> spacing_names() { return {"leading", "trailing", "linspace"}; }
 
-// Prediction of the noise at t, before any clipping.
+// Prediction of the noise at t, before any clipping; of a previous mean see ddim_row.
 Mix epsilon_mix(PredictionType type, const Schedule& s, int t) {
   const double ab = s.alpha_bar(t), signal = std::sqrt(ab), noise = std::sqrt(1 - ab);
   switch (type) {
@@ -23,12 +23,10 @@ Mix epsilon_mix(PredictionType type, const Schedule& s, int t) {
       return {1 / noise, -signal / noise};
     case PredictionType::kVPrediction:
       return {noise, signal};
-    case PredictionType::kPreviousMean: {
-      const Mix x0 = x0_mix(type, s, t);
-      return {(1 - signal * x0.x) / noise, -signal * x0.out / noise};
-    }
+    case PredictionType::kPreviousMean:
+      break;
   }
-  fail(Status::kBug, "unknown prediction type %d", static_cast<int>(type));
+  fail(Status::kBug, "noise of prediction type %d", static_cast<int>(type));
 }
 
 // A row that predicts x_0 at t and does nothing with it yet.
@@ -229,18 +227,24 @@ SamplerRow ddpm_row(const Schedule& s, const SchedulerConfig& c, int t, int next
 }
 
 // x' = sqrt(abp) clip(x0) + sqrt(1 - abp - sigma^2) eps + sigma z; eps is the network's own, not
-// the one that would fit the clipped x0.
+// the one that would fit the clipped x0. A previous mean says x0 so faintly (1.3e-4 of it at t =
+// 999) that an unclipped one grows without end: there the noise is the clipped one's.
 SamplerRow ddim_row(const Schedule& s, const SchedulerConfig& c, int t, int next, double eta) {
   const double ab = s.alpha_bar(t), abp = s.alpha_bar(next);
   const double sigma = eta * std::sqrt((1 - abp) / (1 - ab) * (1 - ab / abp));
   const double direction = std::sqrt(std::max(1 - abp - sigma * sigma, 0.0));
-  const Mix epsilon = epsilon_mix(c.prediction_type, s, t);
   SamplerRow row = prediction_row(s, c, t);
   clip(row, c);
+  row.x_z = static_cast<float>(sigma);
+  if (c.prediction_type == PredictionType::kPreviousMean) {
+    row.x_x0 = static_cast<float>(std::sqrt(abp) - direction * std::sqrt(ab / (1 - ab)));
+    row.x_x = static_cast<float>(direction / std::sqrt(1 - ab));
+    return row;
+  }
+  const Mix epsilon = epsilon_mix(c.prediction_type, s, t);
   row.x_x0 = static_cast<float>(std::sqrt(abp));
   row.x_x = static_cast<float>(direction * epsilon.x);
   row.x_out = static_cast<float>(direction * epsilon.out);
-  row.x_z = static_cast<float>(sigma);
   return row;
 }
 

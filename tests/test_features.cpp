@@ -278,10 +278,15 @@ TEST_CASE("eval: a model's distance is that of the images that sample draws", "[
   args.statistics = tmp / "beside images of their size";
   result(args);
   args.statistics = tmp / "beside smaller images";
-  save_small_model(tmp / "model", small_unet(), {}, 0.3f);
+  UNetConfig unet = small_unet();
+  unet.num_class_embeds = 3;
+  unet.null_class = true;
+  save_small_model(tmp / "model", unet, {}, 0.3f);
   SampleArgs sample;
   sample.model = tmp / "model";
   sample.out = tmp / "drawn.safetensors";
+  sample.chain.label = 1;
+  sample.chain.guidance = 2;
   sample.num = 12;
   sample.seed = 3;
   sample.batch_size = 5;

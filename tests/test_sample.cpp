@@ -65,7 +65,7 @@ TEST_CASE("sample: suspended and resumed, the same bits", "[sample]") {
   a.chain.sampler = c.sampler;
   a.chain.eta = c.eta;
   a.chain.steps = 6;
-  a.guidance = c.guidance;
+  a.chain.guidance = c.guidance;
   REQUIRE(tools::run_sample(a) == Status::kOk);
   const std::string whole = get_bytes(a.out);
 
@@ -232,8 +232,8 @@ TEST_CASE("sample: a class, and guidance by it", "[sample]") {
     tools::SampleArgs a = args_for(tmp, "out.safetensors");
     a.model = tmp / model;
     a.chain.steps = 2;
-    a.label = label;
-    a.guidance = guidance;
+    a.chain.label = label;
+    a.chain.guidance = guidance;
     try {
       tools::run_sample(a);
     } catch (const Error& e) {

@@ -447,6 +447,19 @@ TEST_CASE("sampler: a previous mean is the next mean, in every sampler the same 
   }
 }
 
+// A network that knows nothing says 0, which stands for an x_0 of thousands: chains stay bounded.
+TEST_CASE("sampler: a previous mean's ddim goes by the clipped x_0", "[sampler]") {
+  SchedulerConfig c{.prediction_type = PredictionType::kPreviousMean};
+  double x = 1;
+  for (const SamplerRow& row : sampler_rows(Schedule(c), c, {.kind = SamplerKind::kDdim})) {
+    const double x0 = std::clamp(row.x0_x * x, -1.0, 1.0);
+    CHECK(row.clip == 1);
+    x = row.x_x * x + row.x_x0 * x0;
+    REQUIRE(std::abs(x) < 1.5);
+  }
+  CHECK(x == 0);  // at t = 0 the output is the image
+}
+
 TEST_CASE("sampler: learned variances", "[sampler]") {
   SchedulerConfig c;
   const Schedule s(c);

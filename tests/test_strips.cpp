@@ -3,6 +3,7 @@
 
 #include <catch2/catch.hpp>
 #include <cmath>
+#include <set>
 
 #include "tests/small_model.h"
 #include "tests/temp_folder.h"
@@ -23,9 +24,10 @@ struct Model {
   std::unique_ptr<Backend> backend = make_cpu_backend({.threads = 1});
   Pipeline pipeline;
 
-  explicit Model(float gain = 1, std::optional<int> classes = {}) {
+  explicit Model(float gain = 1, std::optional<int> classes = {}, bool null_class = false) {
     UNetConfig unet = small_unet();
     unet.num_class_embeds = classes;
+    unet.null_class = null_class;
     save_small_model(tmp / "model", unet, {.variance_type = VarianceType::kFixedLarge}, gain);
     pipeline = open_pipeline(tmp / "model");
   }
@@ -156,6 +158,27 @@ TEST_CASE("strips: between two images", "[strips]") {
             image(columns[static_cast<size_t>(column)], static_cast<size_t>(row)));
 }
 
+namespace {
+
+// The largest between two images of a picture's first row.
+int difference(const tools::Image& picture, int a, int b) {
+  const int cell_size = 8 * 8 + 2;  // enlarged 8 times
+  int worst = 0;
+  for (int y = 2; y < 2 + 64; ++y)
+    for (int x = 2; x < 2 + 64; ++x)
+      for (int c = 0; c < 3; ++c) {
+        const auto at = [&](int column) {
+          return int{
+              picture
+                  .pixels[static_cast<size_t>((y * picture.w + x + column * cell_size) * 3 + c)]};
+        };
+        worst = std::max(worst, std::abs(at(a) - at(b)));
+      }
+  return worst;
+}
+
+}  // namespace
+
 TEST_CASE("strips: the commands' pictures", "[strips]") {
   Model model(0.002f);
   const std::string folder = model.tmp / "model";
@@ -198,21 +221,84 @@ TEST_CASE("strips: the commands' pictures", "[strips]") {
   i.latents = "ddim";
   tools::run_interpolate(i);
   const tools::Image ends = picture(i.out);
-  int worst = 0;
-  for (int y = 2; y < 2 + 64; ++y)
-    for (int x = 2; x < 2 + 64; ++x)
-      for (int c = 0; c < 3; ++c) {
-        const auto at = [&](int column) {
-          return int{
-              ends.pixels[static_cast<size_t>((y * ends.w + x + column * cell_size) * 3 + c)]};
-        };
-        worst = std::max({worst, std::abs(at(0) - at(1)), std::abs(at(3) - at(4))});
-      }
-  CHECK(worst < 16);
+  CHECK(difference(ends, 0, 1) < 16);
+  CHECK(difference(ends, 3, 4) < 16);
   i.timestep = 5;
   CHECK_THROWS_WITH(tools::run_interpolate(i), Contains("--timestep"));
   i.latents = "diffused";
   i.timestep = 5;
   i.chain.spacing = "trailing";  // 9 is its last
   CHECK_THROWS_WITH(tools::run_interpolate(i), Contains("timestep 5"));
+}
+
+// Class and guidance are those of sample: the last prediction of a chain is its image.
+TEST_CASE("strips: a class, and guidance by it", "[strips]") {
+  const Model model(0.3f, 4, true);
+  tools::ProgressiveArgs p;
+  p.model = model.tmp / "model";
+  p.out = model.tmp / "p.png";
+  p.num = 2;
+  p.columns = 2;
+  p.chain.steps = 4;
+  p.chain.label = 2;
+  p.chain.guidance = 3;
+  p.device.threads = 1;
+  tools::run_progressive(p);
+  tools::SampleArgs sample;
+  sample.model = p.model;
+  sample.out = model.tmp / "images";
+  sample.num = p.num;
+  sample.chain = p.chain;
+  sample.device = p.device;
+  REQUIRE(tools::run_sample(sample) == Status::kOk);
+  const tools::Image strips = tools::read_image(p.out);
+  for (int row = 0; row < 2; ++row) {
+    const tools::Image image = tools::read_image(sample.out + format("/%06d.png", row));
+    REQUIRE(image.w == 8);
+    for (int y = 0; y < 8; ++y)
+      for (int x = 0; x < 8; ++x)
+        for (int c = 0; c < 3; ++c) {
+          const int at = ((2 + row * 66 + y * 8) * strips.w + 2 + 66 + x * 8) * 3 + c;
+          REQUIRE(strips.pixels[static_cast<size_t>(at)] ==
+                  image.pixels[static_cast<size_t>((y * 8 + x) * 3 + c)]);
+        }
+  }
+
+  tools::InterpolateArgs i;
+  i.model = p.model;
+  i.from = "shapes";
+  i.num = 1;
+  i.columns = 2;
+  i.device = p.device;
+  std::set<std::string> pictures;
+  for (const char* latents : {"diffused", "ddim"}) {
+    i.latents = latents;
+    i.chain = {};
+    i.chain.steps = 100;
+    for (const auto& [label, guidance] :
+         std::vector<std::pair<int, double>>{{0, 1}, {1, 1}, {1, 3}}) {
+      i.out = model.tmp / "i.png";
+      i.chain.label = label;
+      i.chain.guidance = guidance;
+      tools::run_interpolate(i);
+      CHECK(pictures.insert(get_bytes(i.out)).second);
+    }
+    i.chain.label = 3;
+    CHECK_THROWS_WITH(tools::run_interpolate(i), Contains("--label 3"));
+  }
+  // Led back as the class that the chains are of: with another one this is 100.
+  const Model gentle(0.01f, 4, true);
+  i.model = gentle.tmp / "model";
+  i.chain.steps = 200;
+  i.chain.label = 1;
+  i.chain.guidance = 1;
+  tools::run_interpolate(i);
+  CHECK(difference(tools::read_image(i.out), 0, 1) < 30);
+
+  p.chain.label = 3;
+  CHECK_THROWS_WITH(tools::run_progressive(p), Contains("--label 3"));
+  const Model plain;
+  p.model = plain.tmp / "model";
+  p.chain.label = {};
+  CHECK_THROWS_WITH(tools::run_progressive(p), Contains("--guidance 3"));
 }

@@ -16,8 +16,25 @@ SamplerOptions sampler_options(const ChainArgs& args, SamplerKind usual) {
   return o;
 }
 
+void require_classes(const ChainArgs& args, const UNetConfig& u) {
+  const int classes = u.classes();
+  if (args.label && (*args.label < 0 || *args.label >= classes)) {
+    if (classes == 0)
+      fail(Status::kUsage,
+           "--label %d: the model has no classes; train one with unet.num_class_embeds",
+           *args.label);
+    fail(Status::kUsage, "--label %d: the model has classes 0 to %d", *args.label, classes - 1);
+  }
+  if (args.guidance != 1 && !u.null_class)
+    fail(Status::kUsage,
+         "--guidance %g: the model %s; train one with train.label_dropout, 0.1 say, and "
+         "unet.num_class_embeds = classes + 1",
+         args.guidance,
+         classes == 0 ? "has no classes" : "was not trained without its classes too");
+}
+
 Chain make_chain(Backend& backend, const Pipeline& p, std::vector<SamplerRow> rows, int batch_size,
-                 float guidance) {
+                 double guidance, std::optional<int> label) {
   Chain chain;
   const auto weights = [&](const Params& params) {
     chain.store = load_store(backend, p, params);
@@ -25,7 +42,8 @@ Chain make_chain(Backend& backend, const Pipeline& p, std::vector<SamplerRow> ro
   };
   chain.generator = std::make_unique<Generator>(
       backend, p.unet, p.scheduler.num_train_timesteps, std::move(rows), batch_size, weights,
-      guidance != 1 ? std::optional(guidance) : std::nullopt);
+      guidance != 1 ? std::optional(static_cast<float>(guidance)) : std::nullopt);
+  chain.generator->set_label(label);
   chain.generator->weights_final();
   return chain;
 }

@@ -38,8 +38,6 @@ struct SampleArgs {
   ChainArgs chain;                 // usually of ddpm, or of ddim to invert
   int64_t num = 64;
   uint64_t first = 0, seed = 0;
-  std::optional<int> label;  // of all images; else image number mod classes
-  double guidance = 1;
   int batch_size = 0;  // of a rank; 0: as many as each has to draw, at most 64
   double strength = 0.8;
   std::optional<int64_t> suspend_at;  // steps of this call

@@ -121,6 +121,11 @@ void add_chain_flags(CLI::App* app, ChainArgs& args) {
   app->add_option("--clip", args.clip,
                   "on or off: clip the prediction of the image; default as the model says")
       ->check(CLI::IsMember({"on", "off"}));
+  app->add_option("--label", args.label, "class of all images; default image number mod classes");
+  app->add_option("--guidance", args.guidance,
+                  "how much the class counts: 0 not at all, 1 as learned, more beyond that")
+      ->check(CLI::Range(0.0, 1000.0))
+      ->capture_default_str();
 }
 
 void add_sample(CLI::App& program, SampleArgs& args, Status& status) {
@@ -131,11 +136,6 @@ void add_sample(CLI::App& program, SampleArgs& args, Status& status) {
       ->required();
   app->add_option("--num", args.num, "images")->capture_default_str();
   app->add_option("--first", args.first, "number of the first image")->capture_default_str();
-  app->add_option("--label", args.label, "class of all images; default image number mod classes");
-  app->add_option("--guidance", args.guidance,
-                  "how much the class counts: 0 not at all, 1 as learned, more beyond that")
-      ->check(CLI::Range(0.0, 1000.0))
-      ->capture_default_str();
   app->add_option("--batch-size", args.batch_size,
                   "of a rank; default as many as it has to draw, at most 64")
       ->check(CLI::Range(1, 1 << 20));

@@ -78,8 +78,12 @@ Subject open_subject(const EvalArgs& args, Evaluation& of) {
     s.name = format("%s, %s, %zu steps each", s.model->folder.c_str(),
                     name_of(options.kind).c_str(), s.rows.size());
     of["model"] = model_hash(*s.model);
-    of["chain"] =
-        hash_of({reinterpret_cast<const char*>(s.rows.data()), s.rows.size() * sizeof(SamplerRow)});
+    require_classes(args.chain, u);
+    std::string chain(reinterpret_cast<const char*>(s.rows.data()),
+                      s.rows.size() * sizeof(SamplerRow));
+    if (args.chain.label) chain += format("label %d", *args.chain.label);
+    if (args.chain.guidance != 1) chain += format("guidance %a", args.chain.guidance);
+    of["chain"] = hash_of(chain);
     of["seed"] = std::to_string(args.seed);
   } else {
     s.given = load_whole(args.images, "");
@@ -309,8 +313,9 @@ bool add_subject(const Subject& s, const EvalArgs& args, Backend& backend, int b
   if (!s.model)
     return add_given(s.given, s.num, network, state.images, &state.score, "image", keeper);
   Chain chain;
-  plan_alike(keeper.ranks(), backend,
-             [&] { chain = make_chain(backend, *s.model, s.rows, batch); });
+  plan_alike(keeper.ranks(), backend, [&] {
+    chain = make_chain(backend, *s.model, s.rows, batch, args.chain.guidance, args.chain.label);
+  });
   keep_plans(backend);
   return add_drawn(*chain.generator, args.seed, s.num, network, state, keeper);
 }

@@ -79,6 +79,7 @@ void run_interpolate(const InterpolateArgs& args) {
   const Pipeline p = open_pipeline(args.model);
   const Shape image{1, p.unet.sample_height, p.unet.sample_width, p.unet.in_channels};
   const Work work = work_of(args, p.scheduler);
+  require_classes(args.chain, p.unet);
   Pairs pairs = read_pairs(args, image);
   require_writable(args.out);
   const int batch = static_cast<int>(static_cast<int64_t>(pairs.a.size()) / image.count());
@@ -87,11 +88,12 @@ void run_interpolate(const InterpolateArgs& args) {
                backend->description().c_str(), p.folder.c_str(), batch, args.latents.c_str(),
                work.rows.size());
   if (!work.to_latents.empty()) {
-    const Chain back = make_chain(*backend, p, work.to_latents, batch);
+    const Chain back = make_chain(*backend, p, work.to_latents, batch, 1, args.chain.label);
     pairs.from_a = led_back(*back.generator, pairs.a);
     pairs.from_b = led_back(*back.generator, pairs.b);
   }
-  const Chain chain = make_chain(*backend, p, work.rows, batch);
+  const Chain chain =
+      make_chain(*backend, p, work.rows, batch, args.chain.guidance, args.chain.label);
   Generator& g = *chain.generator;
   if (work.to_latents.empty()) {
     const double ab = Schedule(p.scheduler).alpha_bar(work.rows[0].t);

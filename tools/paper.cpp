@@ -44,6 +44,9 @@ std::string number(double v, const char* how = "%.3f") {
 
 std::string facts(const PaperArgs& args, const Pipeline& p, const BoundSums& sums) {
   const SchedulerConfig& s = p.scheduler;
+  const std::string sampler = args.chain.sampler.empty() ? "ddpm" : args.chain.sampler;
+  const std::string guided =
+      args.chain.guidance != 1 ? format(", guided by %g", args.chain.guidance) : "";
   return html::table(
       {"", ""},
       {{"model", p.folder},
@@ -54,7 +57,7 @@ std::string facts(const PaperArgs& args, const Pipeline& p, const BoundSums& sum
                                static_cast<unsigned long long>(args.seed))},
        {"schedule", format("%s, T = %d", name_of(s.beta_schedule).c_str(), s.num_train_timesteps)},
        {"prediction, variance", name_of(s.prediction_type) + ", " + name_of(s.variance_type)},
-       {"sampler", args.chain.sampler.empty() ? "ddpm" : args.chain.sampler}});
+       {"sampler", sampler + guided}});
 }
 
 std::string bits_section(const BoundSums& sums) {
@@ -235,6 +238,7 @@ Status run_paper(const PaperArgs& args) {
     fail(Status::kUsage, "--out %s: must end in .html", args.out.c_str());
   const Pipeline p = open_pipeline(args.model);
   if (!args.inception.empty()) open_inception(args.inception);
+  require_classes(args.chain, p.unet);
   require_writable(args.out);
   const Pieces pieces{args.out + ".pieces"};
   make_folders(pieces.folder);

@@ -30,10 +30,12 @@ void run_progressive(const ProgressiveArgs& args) {
   const int timesteps = p.scheduler.num_train_timesteps;
   const SamplerOptions options = sampler_options(args.chain, SamplerKind::kDdpm);
   check_shared(args, options, timesteps);
+  require_classes(args.chain, p.unet);
   const std::vector<SamplerRow> rows = sampler_rows(Schedule(p.scheduler), p.scheduler, options);
   require_writable(args.out);
   const std::unique_ptr<Backend> backend = open_backend(args.device);
-  const Chain chain = make_chain(*backend, p, rows, args.num);
+  const Chain chain =
+      make_chain(*backend, p, rows, args.num, args.chain.guidance, args.chain.label);
   Generator& g = *chain.generator;
   std::fprintf(stderr, "device   %s\nmodel    %s\nsampling %s, %d steps, batch %d, %s\n",
                backend->description().c_str(), p.folder.c_str(), name_of(options.kind).c_str(),

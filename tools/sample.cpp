@@ -32,25 +32,12 @@ void write_images(const SampleArgs& args, const Sampling& job, const Shape& s) {
 }
 
 // Classes of images first, ... and how they guide their chains.
-void choose_classes(const SampleArgs& args, const UNetConfig& u, Sampling& job) {
-  const int classes = u.classes();
-  if (args.label && (*args.label < 0 || *args.label >= classes)) {
-    if (classes == 0)
-      fail(Status::kUsage,
-           "--label %d: the model has no classes; train one with unet.num_class_embeds",
-           *args.label);
-    fail(Status::kUsage, "--label %d: the model has classes 0 to %d", *args.label, classes - 1);
-  }
-  if (args.guidance != 1 && !u.null_class)
-    fail(Status::kUsage,
-         "--guidance %g: the model %s; train one with train.label_dropout, 0.1 say, and "
-         "unet.num_class_embeds = classes + 1",
-         args.guidance,
-         classes == 0 ? "has no classes" : "was not trained without its classes too");
+void choose_classes(const ChainArgs& args, const UNetConfig& u, Sampling& job) {
+  require_classes(args, u);
   job.guidance = static_cast<float>(args.guidance);
+  const auto classes = static_cast<uint64_t>(u.classes());
   for (uint64_t i = 0; classes > 0 && i < static_cast<uint64_t>(job.num); ++i)
-    job.labels.push_back(args.label.value_or(
-        static_cast<int32_t>((job.first + i) % static_cast<uint64_t>(classes))));
+    job.labels.push_back(args.label.value_or(static_cast<int32_t>((job.first + i) % classes)));
 }
 
 // What the command line asks for, but for the model's hash. `images`: those of --from, which have
@@ -93,7 +80,7 @@ Sampling new_job(const SampleArgs& args, const Pipeline& p, const Shape& image, 
   job.batch_size = args.batch_size > 0
                        ? args.batch_size
                        : static_cast<int>(std::min<int64_t>((job.num + ranks - 1) / ranks, 64));
-  choose_classes(args, p.unet, job);
+  choose_classes(args.chain, p.unet, job);
   return job;
 }
 
@@ -276,8 +263,9 @@ Status sample(const SampleArgs& args, Ranks& ranks, const StopSignal* stop) {
 
   Backend& backend = ranks.open_device();
   Chain chain;
-  plan_alike(all, backend,
-             [&] { chain = make_chain(backend, p, job.rows, job.batch_size, job.guidance); });
+  plan_alike(all, backend, [&] {
+    chain = make_chain(backend, p, job.rows, job.batch_size, double{job.guidance});
+  });
   print_ranks(all, backend);
   if (ranks.first()) print_header(backend, p, job, chain);
   Sampler sampler(all, *chain.generator, job, image);

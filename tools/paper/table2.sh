@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Table 2 of the paper: what the network predicts, against the loss it is trained by. Trains each row,
-# draws NUM images of it (OUT/NAME.npz, for FID and Inception score) and measures its bits/dim. A row
-# that diverges stops, as two of the paper's did, and is noted.
+# draws NUM images of it for FID and Inception score, and measures its bits/dim. The scores are taken
+# with INCEPTION=FILE (which tools/convert_inception.py makes); without, the images are kept as
+# OUT/NAME.npz. A row that diverges stops, as two of the paper's did, and is noted.
 #
 #   tools/paper/table2.sh DATA OUT [flags of ddpm train ...]
 #
@@ -47,8 +48,17 @@ for row in "${rows[@]}"; do
     continue
   fi
   ((status == 0)) || exit "$status"
-  "$ddpm" sample --model "$out/$name" --num "$num" --out "$out/$name.npz" "${sample[@]}"
+  scores=
+  if [[ -n ${INCEPTION:-} ]]; then
+    scores=$("$ddpm" eval --metric fid --model "$out/$name" --data "$data" --num "$num" \
+      --inception "$INCEPTION" --statistics "$out/statistics.safetensors" \
+      --out "$out/$name.fid.json" "${sample[@]}" |
+      awk '/^FID/ { fid = $2 } /^inception score/ { is = $3 } END { print "FID", fid, "IS", is }')
+  else
+    "$ddpm" sample --model "$out/$name" --num "$num" --out "$out/$name.npz" "${sample[@]}"
+  fi
   "$ddpm" eval --model "$out/$name" --data "$data" --num "$eval_num" --out "$out/$name.json" |
-    awk -v name="$name" '/^bits\/dim/ { print name, $2, "bits/dim" }' >"$out/$name.result"
+    awk -v name="$name" -v scores="$scores" \
+      '/^bits\/dim/ { print name, $2, "bits/dim", scores }' >"$out/$name.result"
 done
 cat "$out"/*.result
