@@ -156,6 +156,7 @@ TEST_CASE("ranks: the batch over ranks and parts is the batch", "[ranks]") {
     CHECK(log.find(format("ranks    %d by Open MPI", ranks)) != std::string::npos);
     CHECK(log.find("device ") == log.rfind("device "));
     CHECK(log.find("saved ") == log.rfind("saved "));
+    CHECK(log.find("% waiting for sums") != std::string::npos);
   }
 }
 

@@ -296,14 +296,17 @@ void Run::log(uint64_t step, Progress& progress, Metrics* metrics) {
   line["images_per_second"] = rate;
   line["seconds"] = seconds;
   line["peak_bytes"] = peak_bytes();
+  std::string detail =
+      format("loss %.4f  %s images/s", loss, grouped(static_cast<int64_t>(rate)).c_str());
   if (const auto sums = ranks_.seconds()) {
+    const double waiting = sums->waiting - logged_sums_.waiting;
     line["summing_seconds"] = sums->summing - logged_sums_.summing;
-    line["waiting_seconds"] = sums->waiting - logged_sums_.waiting;
+    line["waiting_seconds"] = waiting;
     logged_sums_ = *sums;
+    detail += format("  %.0f %% waiting for sums", 100 * waiting / (seconds - logged_seconds_));
   }
   if (metrics) metrics->add(line);
-  progress.show(static_cast<int64_t>(step), format("loss %.4f  %s images/s", loss,
-                                                   grouped(static_cast<int64_t>(rate)).c_str()));
+  progress.show(static_cast<int64_t>(step), detail);
   logged_step_ = step;
   logged_seconds_ = seconds;
   logged_loss_sum_ = state.loss_sum;
