@@ -245,6 +245,28 @@ TEST_CASE("command line: output that cannot be written", "[command_line]") {
   CHECK(get_bytes(tmp / "file") == "x");
 }
 
+// Before hours of work, not after.
+TEST_CASE("command line: a file's folder must be there at the start", "[command_line]") {
+  const TempFolder tmp;
+  const std::string model = " --model " + trained() / "run", none = " --out " + (tmp / "none/x");
+  std::filesystem::create_directory(tmp / "x.png");
+  for (const auto& [command, why] : std::vector<std::pair<std::string, std::string>>{
+           {"sample" + model + none + ".npz", "no folder"},
+           {"sample" + model + " --out " + (tmp / "x.png"), "it is a folder"},
+           {"eval --data shapes" + model + none + ".json", "no folder"},
+           {"paper --data shapes" + model + none + ".html", "no folder"},
+           {"progressive" + model + none + ".png", "no folder"},
+           {"interpolate --from shapes" + model + none + ".png", "no folder"},
+           {"pack " + tmp.path() + none + ".safetensors", "no folder"}}) {
+    const Result r = run(command);
+    INFO(command << "\n" << r.text);
+    CHECK(r.exit_code == 4);
+    CHECK(r.says(why));
+    CHECK_FALSE(r.says("device "));  // nothing was begun
+  }
+  CHECK_FALSE(std::filesystem::exists(tmp / "none"));
+}
+
 TEST_CASE("command line: a full disk is exit 4 and leaves nothing half-written", "[command_line]") {
   const TempFolder tmp;
   // A limit on file sizes is what a full disk looks like to a write, and needs no root.

@@ -67,6 +67,17 @@ void require_writable(const std::string& path) {
          at.c_str());
 }
 
+void require_writable_file(const std::string& path) {
+  require_writable(path);
+  std::error_code error;
+  const std::filesystem::path folder = std::filesystem::absolute(path, error).parent_path();
+  if (!std::filesystem::is_directory(folder, error))
+    fail(Status::kFile, "cannot write %s: there is no folder %s; make it, or choose another place",
+         path.c_str(), folder.c_str());
+  if (std::filesystem::is_directory(path, error))
+    fail(Status::kFile, "cannot write %s: it is a folder; name a file", path.c_str());
+}
+
 std::vector<float> to_nchw(const std::vector<float>& nhwc, int n, int h, int w, int c) {
   std::vector<float> out(nhwc.size());
   const size_t pixels = static_cast<size_t>(h) * w, channels = static_cast<size_t>(c);

@@ -18,6 +18,8 @@ size_t peak_bytes();
 
 // Error(kFile) if `path` could not be written: found out before hours of work, not after.
 void require_writable(const std::string& path);
+// The same of a file, whose folder nobody makes.
+void require_writable_file(const std::string& path);
 
 // Error(kFile) if the disk that `path` is or will be on has fewer bytes free; `what` needs them.
 void require_space(const std::string& path, size_t bytes, const char* what);

@@ -249,7 +249,7 @@ Status run_eval_bound(const EvalArgs& args, Ranks& ranks, const StopSignal* stop
   const std::string file = args.out.empty() ? "" : args.out + ".progress";
   agree(ranks.communicator(), [&] {
     require_bound_flags(args);
-    if (ranks.first() && !args.out.empty()) require_writable(args.out);
+    if (ranks.first() && !args.out.empty()) require_writable_file(args.out);
   });
   const std::optional<BoundSums> sums = evaluate_bound(args, file, stop, ranks);
   if (!sums) return Status::kStopped;

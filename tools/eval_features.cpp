@@ -121,7 +121,7 @@ Reference open_reference(const EvalArgs& args, const std::string& network, size_
     if (r.data.count < 2) fail(Status::kConfig, "%s holds one image", args.data.c_str());
     if (args.statistics.empty() || !first) return r;
     if (!file_exists(args.statistics)) {
-      require_writable(args.statistics);
+      require_writable_file(args.statistics);
       return r;
     }
   }
@@ -342,7 +342,7 @@ Status run_eval_features(const EvalArgs& args, Ranks& ranks, const StopSignal* s
   agree(all, [&] {
     require_flags(args);
     weights.reset(new SafetensorsReader(open_inception(args.inception)));
-    if (first && !args.out.empty()) require_writable(args.out);
+    if (first && !args.out.empty()) require_writable_file(args.out);
     network_hash = inception_hash(*weights);
     of = {{"metric", args.metric}, {"network", network_hash}, {"code", kFeatureCode}};
     subject = open_subject(args, of);

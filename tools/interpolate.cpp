@@ -81,7 +81,7 @@ void run_interpolate(const InterpolateArgs& args) {
   const Work work = work_of(args, p.scheduler);
   require_classes(args.chain, p.unet);
   Pairs pairs = read_pairs(args, image);
-  require_writable(args.out);
+  require_writable_file(args.out);
   const int batch = static_cast<int>(static_cast<int64_t>(pairs.a.size()) / image.count());
   const std::unique_ptr<Backend> backend = open_backend(args.device);
   std::fprintf(stderr, "device   %s\nmodel    %s\npairs    %d, %s latents, %zu steps\n",

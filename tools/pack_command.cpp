@@ -8,7 +8,7 @@ namespace ddpm::tools {
 
 void run_pack(const PackOptions& options) {
   require_one_process();
-  require_writable(options.out);
+  require_writable_file(options.out);
   const PackResult r = pack(options);
   std::fprintf(
       stderr, "packed   %s images %dx%dx%d%s%s\n", grouped(r.count).c_str(), r.image.h, r.image.w,

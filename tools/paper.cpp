@@ -239,7 +239,7 @@ Status run_paper(const PaperArgs& args) {
   const Pipeline p = open_pipeline(args.model);
   if (!args.inception.empty()) open_inception(args.inception);
   require_classes(args.chain, p.unet);
-  require_writable(args.out);
+  require_writable_file(args.out);
   const Pieces pieces{args.out + ".pieces"};
   make_folders(pieces.folder);
   auto eval = common<EvalArgs>(args);  // whose chain the bound does not read

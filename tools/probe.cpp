@@ -148,7 +148,7 @@ void probe_gradient(const ProbeArgs& args, const Pipeline& p, Backend& backend) 
 void run_probe(const ProbeArgs& args) {
   require_one_process();
   const Pipeline p = open_pipeline(args.model);
-  require_writable(args.out);
+  require_writable_file(args.out);
   const std::unique_ptr<Backend> backend = open_backend(args.device);
   if (args.what == "forward")
     probe_forward(args, p, *backend);

@@ -32,7 +32,7 @@ void run_progressive(const ProgressiveArgs& args) {
   check_shared(args, options, timesteps);
   require_classes(args.chain, p.unet);
   const std::vector<SamplerRow> rows = sampler_rows(Schedule(p.scheduler), p.scheduler, options);
-  require_writable(args.out);
+  require_writable_file(args.out);
   const std::unique_ptr<Backend> backend = open_backend(args.device);
   const Chain chain =
       make_chain(*backend, p, rows, args.num, args.chain.guidance, args.chain.label);

@@ -17,6 +17,11 @@
 namespace ddpm::tools {
 namespace {
 
+// Or else a folder of PNGs.
+bool is_file(const std::string& out) {
+  return out.ends_with(".safetensors") || out.ends_with(".png") || out.ends_with(".npz");
+}
+
 void write_images(const SampleArgs& args, const Sampling& job, const Shape& s) {
   const std::vector<float>& images = job.images;
   if (args.out.ends_with(".safetensors"))
@@ -255,8 +260,8 @@ Status sample(const SampleArgs& args, Ranks& ranks, const StopSignal* stop) {
     image = {1, p.unet.sample_height, p.unet.sample_width, p.unet.in_channels};
     job = args.resume.empty() ? new_job(args, p, image, all.size(), images)
                               : read_sampling(args.resume, p);
-    if (ranks.first()) require_writable(args.out);
-    if (!args.suspend.empty()) require_writable(args.suspend);
+    if (ranks.first()) (is_file(args.out) ? require_writable_file : require_writable)(args.out);
+    if (!args.suspend.empty()) require_writable_file(args.suspend);
     if (several || !args.suspend.empty()) job.model = model_hash(p);
   });
   if (several) require_equal_settings(all, settings_of(job, images));
