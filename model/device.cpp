@@ -78,7 +78,10 @@ std::unique_ptr<Backend> open_backend(const DeviceOptions& o) {
   options.threads = o.threads;
   options.batch_invariant = o.batch_invariant;
   options.allocator = o.allocator;
+  options.wgmma = o.wgmma;
   auto backend = make_backend(o, options);
+  if (o.wgmma && backend->name() == "cpu")
+    fail(Status::kUsage, "wgmma is an instruction of GPUs of compute capability 9.0; leave it out");
   recall_plans(*backend);
   return backend;
 }

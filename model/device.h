@@ -13,6 +13,7 @@ struct DeviceOptions {
   std::string precision = "auto";  // auto, fp32, tf32, bf16
   int threads = 0;                 // 0 = all this process may use
   bool batch_invariant = false;
+  bool wgmma = false;  // as BackendOptions'; Error(kUsage) on a CPU
   Allocator allocator;
 };
 

@@ -468,4 +468,5 @@ TEST_CASE("command line: bench gives each operation its least time, and a chain 
   }
   check_fails(run("bench sample --preset tiny --batch-size 1 --steps 999 --device cpu"),
               Status::kUsage, "at most 998");
+  check_fails(run("bench ops --preset tiny --device cpu --wgmma"), Status::kUsage, "wgmma");
 }

@@ -392,6 +392,8 @@ void add_bench(CLI::App& program, BenchArgs& args) {
         ->check(CLI::Range(1, 1 << 20))
         ->capture_default_str();
     sub->add_option("--json", args.json, "file for the result");
+    sub->add_flag("--wgmma", args.device.wgmma,
+                  "our own convolutions by wgmma, which no GPU has run yet (docs/gpu_only.md)");
     add_device_flags(sub, args.device);
     sub->callback([&args, work] {
       args.work = work;

@@ -98,6 +98,11 @@ bench() {
   "$build/ddpm" bench sample --preset cifar10 --batch-size 1 --steps 500 --device cuda \
     --json "$out/sample1.json"
   python3 tools/bench/pytorch_peer.py --ddpm "$build/ddpm" --device cuda
+  # Worth something where the test phase has found its results right.
+  "$build/ddpm" bench ops --preset cifar10 --batch-size 128 --device cuda --wgmma \
+    --json "$out/ops_wgmma.json"
+  "$build/ddpm" bench train --preset cifar10 --batch-size 128 --steps 100 --device cuda --wgmma \
+    --json "$out/train_wgmma.json"
 }
 
 # Five minutes of the paper's network on 32x32 shapes, and what it draws then.
