@@ -17,13 +17,13 @@ namespace {
 
 constexpr int kWarmUp = 3, kRounds = 15;
 
-// Median seconds of a call over memory of its own.
-double time_call(Backend& backend, const Call& call, const std::vector<void*>& data) {
+// Median seconds of a call over memory of its own, in so many rounds.
+double time_call(Backend& backend, const Call& call, const std::vector<void*>& data, int rounds) {
   using Clock = std::chrono::steady_clock;
   const auto workspace = backend.allocate(call.workspace);
   const Run run{data.data(), workspace->data(), backend.stream()};
   std::vector<double> seconds;
-  for (int i = 0; i < kWarmUp + kRounds; ++i) {
+  for (int i = 0; i < kWarmUp + rounds; ++i) {
     backend.synchronize();
     const auto start = Clock::now();
     call.run(run);
@@ -31,8 +31,9 @@ double time_call(Backend& backend, const Call& call, const std::vector<void*>& d
     if (i >= kWarmUp)
       seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
   }
-  std::nth_element(seconds.begin(), seconds.begin() + kRounds / 2, seconds.end());
-  return seconds[kRounds / 2];
+  const auto median = seconds.begin() + rounds / 2;
+  std::nth_element(seconds.begin(), median, seconds.end());
+  return *median;
 }
 
 // `count` normal values of the compute type.
@@ -58,17 +59,9 @@ std::unique_ptr<Memory> random_memory(Backend& backend, int count) {
 
 }  // namespace
 
-Ceilings measure_ceilings(Backend& backend) {
+double product_rate(Backend& backend, int size, int rounds) {
   const DType type = backend.compute_type();
   const bool gpu = backend.stream() != nullptr;
-  const int count = gpu ? 1 << 29 : 1 << 25, size = gpu ? 8192 : 2048;
-  Ceilings c{.copied = static_cast<size_t>(count) * size_of(type), .size = size};
-  {
-    const auto from = random_memory(backend, count), to = random_memory(backend, count);
-    c.bytes_per_second = 2.0 * static_cast<double>(c.copied) /
-                         time_call(backend, backend.copy(count, type, {0}, {1}, Write::kOverwrite),
-                                   {from->data(), to->data()});
-  }
   const auto a = random_memory(backend, size * size), b = random_memory(backend, size * size);
   const auto product = random_memory(backend, size * size);
   // In the layout of each device's fastest product: a weight gradient's on the CPU.
@@ -79,9 +72,23 @@ Ceilings measure_ceilings(Backend& backend) {
                    .transpose_b = gpu,
                    .in = type,
                    .out = type};
-  c.macs_per_second = 1.0 * size * size * size /
-                      time_call(backend, backend.gemm(g, {0}, {1}, {}, {}, {2}, Write::kOverwrite),
-                                {a->data(), b->data(), product->data()});
+  return 1.0 * size * size * size /
+         time_call(backend, backend.gemm(g, {0}, {1}, {}, {}, {2}, Write::kOverwrite),
+                   {a->data(), b->data(), product->data()}, rounds);
+}
+
+Ceilings measure_ceilings(Backend& backend) {
+  const DType type = backend.compute_type();
+  const bool gpu = backend.stream() != nullptr;
+  const int count = gpu ? 1 << 29 : 1 << 25, size = gpu ? 8192 : 2048;
+  Ceilings c{.copied = static_cast<size_t>(count) * size_of(type), .size = size};
+  {
+    const auto from = random_memory(backend, count), to = random_memory(backend, count);
+    c.bytes_per_second = 2.0 * static_cast<double>(c.copied) /
+                         time_call(backend, backend.copy(count, type, {0}, {1}, Write::kOverwrite),
+                                   {from->data(), to->data()}, kRounds);
+  }
+  c.macs_per_second = product_rate(backend, size, kRounds);
   return c;
 }
 

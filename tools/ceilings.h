@@ -18,5 +18,7 @@ struct Ceilings {
   }
 };
 Ceilings measure_ceilings(Backend&);
+// Multiply-adds per second of a product of matrices size x size: the median of so many.
+double product_rate(Backend&, int size, int rounds);
 
 }  // namespace ddpm::tools

@@ -15,11 +15,11 @@ double seconds_since_1970() {
   return std::chrono::duration<double>(now).count();
 }
 
-// The lines up to `step`, in the file of that path.
-std::string kept_lines(const std::string& path, uint64_t step) {
-  if (!file_exists(path)) return path;
-  const std::string text = read_small_file(path, size_t{1} << 30);
-  std::string kept;
+constexpr size_t kMostBytes = size_t{1} << 30;
+
+// Tells `each` the lines up to `step`, as they stand and parsed.
+template <typename F>
+void for_lines(const std::string& text, uint64_t step, F each) {
   for (size_t at = 0; at < text.size();) {
     const size_t end = std::min(text.find('\n', at), text.size());
     const std::string line = text.substr(at, end - at);
@@ -27,8 +27,16 @@ std::string kept_lines(const std::string& path, uint64_t step) {
     const auto json = nlohmann::json::parse(line, nullptr, false);
     if (json.is_object() && json.contains("step") && json["step"].is_number_unsigned() &&
         json["step"].get<uint64_t>() <= step)
-      kept += line + "\n";
+      each(line, json);
   }
+}
+
+// Leaves the lines up to `step` in the file of that path.
+std::string kept_lines(const std::string& path, uint64_t step) {
+  if (!file_exists(path)) return path;
+  const std::string text = read_small_file(path, kMostBytes);
+  std::string kept;
+  for_lines(text, step, [&](const std::string& line, const auto&) { kept += line + "\n"; });
   if (kept != text) write_file(path, kept);
   return path;
 }
@@ -41,6 +49,21 @@ std::string event_path(const std::string& out, double now) {
 }
 
 }  // namespace
+
+std::optional<double> last_step_seconds(const std::string& out, uint64_t step, int batch_size,
+                                        int ranks) {
+  const std::string path = out + "/metrics.jsonl";
+  if (!file_exists(path)) return std::nullopt;
+  nlohmann::json last;
+  for_lines(read_small_file(path, kMostBytes), step,
+            [&](const std::string&, const auto& json) { last = json; });
+  const auto number = [&](const char* key) {
+    return last.contains(key) && last[key].is_number() ? last[key].get<double>() : 0.0;
+  };
+  const double rate = number("images_per_second");
+  if (rate <= 0 || std::max(number("ranks"), 1.0) != ranks) return std::nullopt;
+  return batch_size / rate;
+}
 
 Metrics::Metrics(const std::string& out, uint64_t step)
     : lines_(kept_lines(out + "/metrics.jsonl", step)),

@@ -3,11 +3,17 @@
 
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 
 #include "tools/event_file.h"
 
 namespace ddpm::tools {
+
+// Seconds of a step by the last line of the run in `out` up to `step`, which is of so many images
+// and ranks; nothing where it is of others, or there is none.
+std::optional<double> last_step_seconds(const std::string& out, uint64_t step, int batch_size,
+                                        int ranks);
 
 class Metrics {
  public:

@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
 #include "engine/file_io.h"
@@ -13,8 +14,10 @@
 #include "model/pipeline.h"
 #include "model/run_config.h"
 #include "model/trainer.h"
+#include "tools/ceilings.h"
 #include "tools/checkpoint_saver.h"
 #include "tools/commands.h"
+#include "tools/estimate.h"
 #include "tools/image_io.h"
 #include "tools/loss_watch.h"
 #include "tools/metrics.h"
@@ -95,6 +98,7 @@ class Run {
   void load(const std::string& start);
   void prepare_previews();
   void print_header(const std::string& start);
+  void print_estimate();
   void after_step(uint64_t step, Progress& progress, Metrics* metrics);
   void check_finite(const StepState& state);
   std::string save_bundle(uint64_t step) const;
@@ -121,6 +125,7 @@ class Run {
   std::unique_ptr<CheckpointSaver> saver_;  // of rank 0
   Preview preview_;
   LossWatch watch_;
+  std::optional<double> step_seconds_;  // of rank 0, where the run has measured them before
   uint64_t first_step_ = 0, logged_step_ = 0, saved_step_ = 0;
   double logged_seconds_ = 0, logged_loss_sum_ = 0;
   CommSeconds logged_sums_;
@@ -151,6 +156,7 @@ void Run::prepare(const TrainArgs& args) {
   trainer_->set_state(state);
   agree(ranks_, [&] { prepare_previews(); });
   print_header(start);
+  print_estimate();
 }
 
 void Run::build(const std::string& start, Dataset data) {
@@ -172,6 +178,8 @@ void Run::load(const std::string& start) {
     trainer_->weights_changed();
     trainer_->set_loss_history(m.loss_history);
     first_step_ = m.step;
+    if (m.numerics == backend_.numerics())
+      step_seconds_ = last_step_seconds(out_, m.step, train().batch_size, ranks_.size());
     if (m.numerics != backend_.numerics() || !backend_.plans_kept())
       std::fprintf(stderr, "note: this run began as \"%s\" and goes on as \"%s\": not bit-exact\n",
                    m.numerics.c_str(), backend_.numerics().c_str());
@@ -225,6 +233,23 @@ void Run::print_header(const std::string& start) {
                out_.c_str(), bytes_text(checkpoint_bytes()).c_str(),
                static_cast<long long>(train().save_every),
                static_cast<long long>(train().sample_every));
+}
+
+// All ranks at once, which share what they compute with.
+void Run::print_estimate() {
+  const int64_t steps = train().steps - static_cast<int64_t>(first_step_);
+  if (steps <= 0) return;
+  std::string text = "known after the first steps on a GPU";
+  if (any(ranks_, step_seconds_.has_value())) {
+    text = estimate_text(steps, step_seconds_.value_or(0));
+  } else if (backend_.stream() == nullptr) {
+    constexpr int kSize = 512, kRounds = 31;  // some 50 ms
+    const double macs = static_cast<double>(step_macs(trainer_->executor().graph())) * parts_.own;
+    text = estimate_text(steps, {macs, product_rate(backend_, kSize, kRounds)},
+                         std::string(name_of(backend_.compute_type())) +
+                             (ranks_.size() > 1 ? ", on each rank" : ""));
+  }
+  if (first()) std::fprintf(stderr, "estimate %s\n", text.c_str());
 }
 
 // The update was not applied: the same step again shows where it went wrong.
@@ -296,6 +321,7 @@ void Run::log(uint64_t step, Progress& progress, Metrics* metrics) {
   line["images_per_second"] = rate;
   line["seconds"] = seconds;
   line["peak_bytes"] = peak_bytes();
+  if (ranks_.size() > 1) line["ranks"] = ranks_.size();
   std::string detail =
       format("loss %.4f  %s images/s", loss, grouped(static_cast<int64_t>(rate)).c_str());
   if (const auto sums = ranks_.seconds()) {
