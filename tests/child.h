@@ -44,7 +44,7 @@ class Child {
     ::_exit(127);
   }
   ~Child() {
-    if (pid_ > 0) send(SIGKILL), wait();
+    if (!ended()) send(SIGKILL), wait();
   }
   pid_t pid() const { return pid_; }
   void send(int signal) const { ::kill(pid_, signal); }
@@ -53,10 +53,20 @@ class Child {
     if (pid_ > 0 && ::waitpid(pid_, &status_, WNOHANG) == pid_) pid_ = 0;
     return pid_ == 0;
   }
-  // The exit code, or 128 + the signal that ended it.
+  // Whether it has ended by then.
+  bool wait_for(std::chrono::seconds limit) {
+    const auto end = std::chrono::steady_clock::now() + limit;
+    while (!ended() && std::chrono::steady_clock::now() < end)
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    return ended();
+  }
+  // The exit code, or 128 + the signal that ended it: SIGKILL, where it does not end.
   int wait() {
-    if (pid_ > 0) ::waitpid(pid_, &status_, 0);
-    pid_ = 0;
+    if (!wait_for(std::chrono::minutes(10))) {
+      send(SIGKILL);
+      ::waitpid(pid_, &status_, 0);
+      pid_ = 0;
+    }
     return WIFEXITED(status_) ? WEXITSTATUS(status_) : 128 + WTERMSIG(status_);
   }
 
