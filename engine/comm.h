@@ -76,13 +76,20 @@ std::unique_ptr<Communicator> make_mpi_communicator(const CommOptions&);
 // "Open MPI 4.1.4", or empty.
 std::string mpi_library();
 
-// Ranks on GPUs, one each. What is said on the host goes by `control` where there is one, which
-// also watches the ranks; otherwise by NCCL itself, whose ranks find each other by the environment
-// variable NCCL_COMM_ID, and a rank is lost when no step or message has ended for the timeout. The
+// Ranks over TCP, which meet at "host:port" of rank 0's machine; on the host's memory only. A rank
+// is lost when nothing has come from it for the timeout, or when its connection ends. Error(kUsage)
+// where rank 0 cannot listen there.
+std::unique_ptr<Communicator> make_tcp_communicator(const std::string& place, int rank, int size,
+                                                    const CommOptions&);
+// Of this machine.
+std::string host_name();
+
+// Ranks on GPUs, one each. What is said on the host goes by `control`, which also watches the
+// ranks; here one is lost when NCCL says so, or when a step has not ended for the timeout. The
 // backend and `control` must outlive it, recordings must not. Error(kUsage) where the build has no
 // NCCL.
-std::unique_ptr<Communicator> make_nccl_communicator(Backend& backend, Communicator* control,
-                                                     int rank, int size, const CommOptions&);
+std::unique_ptr<Communicator> make_nccl_communicator(Backend& backend, Communicator& control,
+                                                     const CommOptions&);
 // "NCCL 2.28.9", or empty.
 std::string nccl_library();
 

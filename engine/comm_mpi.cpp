@@ -22,6 +22,7 @@
 #include <thread>
 #include <utility>
 
+#include "engine/comm_lost.h"
 #include "kernels/bf16.h"
 
 namespace ddpm {
@@ -30,10 +31,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-constexpr auto kIdle = milliseconds(20);           // between two looks while there is nothing to do
-constexpr auto kLook = milliseconds(1);            // between two looks during a sum
-constexpr auto kTelling = milliseconds(1000);      // for telling others before this rank leaves
-constexpr auto kAfterFailure = milliseconds(500);  // lets the rank that failed end first
+constexpr auto kIdle = milliseconds(20);  // between two looks while there is nothing to do
+constexpr auto kLook = milliseconds(1);   // between two looks during a sum
 
 double seconds_of(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
 
@@ -67,10 +66,7 @@ class MpiCommunicator final : public Communicator {
     std::unique_lock lock(mutex_);
     if (!done_.wait_for(lock, std::chrono::duration<double>(options_.timeout),
                         [&] { return started_; }))
-      lost(
-          format("the ranks have not all started within %.0f s; see whether each machine runs the "
-                 "program, or give more time by --comm-timeout",
-                 options_.timeout));
+      lost(not_started_text(options_));
   }
   ~MpiCommunicator() override {
     {
@@ -191,7 +187,7 @@ class MpiCommunicator final : public Communicator {
       }
       finish();
     } catch (const PeerLost& lost) {
-      this->lost(rank_ == (lost.rank == 0 ? 1 : 0) ? lost.text : std::string());
+      this->lost(says_it(rank_, lost.rank) ? lost.text : std::string());
     } catch (const OwnFailure&) {
       tell(kFailed, rank_, failure_.c_str());
     } catch (const std::exception& e) {  // no memory
@@ -341,12 +337,10 @@ void MpiCommunicator::look() {
   }
   if (failing_) throw OwnFailure{};
   if (!alive_) return;
-  if (now - said_ > std::min(timeout / 4, std::chrono::duration<double>(1))) send_sign_of_life(now);
+  if (now - said_ > sign_interval(options_)) send_sign_of_life(now);
   for (int r = 0; r < size_; ++r) {
     if (!watched(r) || now - heard_[static_cast<size_t>(r)] <= timeout) continue;
-    const std::string text = format(
-        "rank %d on %s has given no sign of life for %.0f s: it was killed, stopped or cut off; %s",
-        r, host_of(r).c_str(), options_.timeout, options_.advice.c_str());
+    const std::string text = silent_text(r, host_of(r), options_);
     if (rank_ == 0) tell(kLost, r, text.c_str());
     throw PeerLost{r, text};
   }
@@ -375,9 +369,7 @@ void MpiCommunicator::tell(Kind kind, int about, const char* text) {
   Message m;
   m.kind = kind;
   m.about = about;
-  const std::string whole =
-      kind == kFailed ? format("rank %d on %s failed: %s", about, host_of(about).c_str(), text)
-                      : text;
+  const std::string whole = kind == kFailed ? failed_text(about, host_of(about), text) : text;
   std::strncpy(m.text, whole.c_str(), sizeof m.text - 1);
   std::vector<MPI_Request> sends;
   for (int r = 0; r < size_; ++r)

@@ -3,14 +3,13 @@
 // Sums go onto a lane of their own, forked from the computing stream where a bucket is complete and
 // joined where the sum is wanted, so that a captured step holds them. Whatever NCCL has not ended
 // at once is polled, because the communicator does not block: so nothing waits where a rank is
-// lost. A thread watches: errors that NCCL finds by itself, and steps and messages that do not end.
+// lost. A thread watches: errors that NCCL finds by itself, and steps that do not end.
 #include <nccl.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <cstring>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -26,27 +25,23 @@ using std::chrono::milliseconds;
 
 constexpr auto kPoll = milliseconds(1);
 constexpr auto kWatch = milliseconds(100);
+constexpr auto kWord = milliseconds(300);         // for `control` to say which rank was lost
 constexpr auto kAbort = std::chrono::seconds(5);  // for NCCL to give up
-constexpr size_t kStaging = size_t{4} << 20;      // of a message of the host, on the device
 
 class NcclCommunicator final : public Communicator {
  public:
-  NcclCommunicator(Backend& backend, Communicator* control, int rank, int size,
-                   const CommOptions& options)
-      : backend_(backend),
-        control_(control),
-        rank_(rank),
-        size_(size),
+  NcclCommunicator(Backend& backend, Communicator& control, const CommOptions& options)
+      : control_(control),
+        rank_(control.rank()),
+        size_(control.size()),
         options_(options),
         lane_(backend.make_lane()) {
-    if (control == nullptr)
-      staging_ = backend.allocate(std::max(kStaging, static_cast<size_t>(size)));
     ncclUniqueId id{};
-    if (control == nullptr || rank == 0) check(ncclGetUniqueId(&id), "an address to meet at");
-    if (control != nullptr) control->broadcast(&id, sizeof id);
+    if (rank_ == 0) check(ncclGetUniqueId(&id), "an address to meet at");
+    control.broadcast(&id, sizeof id);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
-    check(ncclCommInitRankConfig(&comm_, size, id, rank, &config), "the start of the ranks");
+    check(ncclCommInitRankConfig(&comm_, size_, id, rank_, &config), "the start of the ranks");
     watch_ = std::thread([this] { watch(); });
   }
   ~NcclCommunicator() override {
@@ -66,41 +61,11 @@ class NcclCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   std::string description() const override {
-    return control_ == nullptr ? nccl_library()
-                               : nccl_library() + " and " + control_->description();
+    return nccl_library() + " and " + control_.description();
   }
 
-  void broadcast(void* data, size_t bytes) override {
-    if (control_ != nullptr) return control_->broadcast(data, bytes);
-    char* const device = static_cast<char*>(staging_->data());
-    for (size_t at = 0; at < bytes; at += kStaging) {
-      char* const host = static_cast<char*>(data) + at;
-      const size_t part = std::min(kStaging, bytes - at);
-      if (rank_ == 0) backend_.upload(device, host, part);
-      on_lane("a broadcast", [&](cudaStream_t lane) {
-        return ncclBroadcast(device, device, part, ncclUint8, 0, comm_, lane);
-      });
-      arrive();
-      if (rank_ != 0) backend_.download(host, device, part);
-    }
-  }
-  void share(void* all, size_t bytes_each) override {
-    if (control_ != nullptr) return control_->share(all, bytes_each);
-    char* const device = static_cast<char*>(staging_->data());
-    const size_t room = staging_->size() / static_cast<size_t>(size_);
-    std::vector<char> come(staging_->size());
-    for (size_t at = 0; at < bytes_each; at += room) {
-      const size_t part = std::min(room, bytes_each - at);
-      const auto place = [&](size_t r) { return static_cast<char*>(all) + r * bytes_each + at; };
-      const auto own = static_cast<size_t>(rank_);
-      backend_.upload(device + own * part, place(own), part);
-      share_in_step(device, part);
-      arrive();
-      backend_.download(come.data(), device, part * static_cast<size_t>(size_));
-      for (size_t r = 0; r < static_cast<size_t>(size_); ++r)
-        std::memcpy(place(r), come.data() + r * part, part);
-    }
-  }
+  void broadcast(void* data, size_t bytes) override { control_.broadcast(data, bytes); }
+  void share(void* all, size_t bytes_each) override { control_.share(all, bytes_each); }
 
   void start_sum(void* data, DType type, int64_t count) override {
     lane_->fork();
@@ -144,10 +109,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   std::optional<CommSeconds> seconds() const override { return std::nullopt; }
-  void announce_failure(const std::string& what) override {
-    if (control_ != nullptr) return control_->announce_failure(what);
-    abort();  // which the others' NCCL notices
-  }
+  void announce_failure(const std::string& what) override { control_.announce_failure(what); }
 
  private:
   struct Slice {
@@ -175,12 +137,6 @@ class NcclCommunicator final : public Communicator {
     const ncclResult_t ended = ncclGroupEnd();
     return failed(first) ? first : ended;
   }
-  // The host waits for its own message, and may be watched while it does.
-  void arrive() {
-    step_asked();
-    while (lane_->passed() < marked_) std::this_thread::sleep_for(kPoll);
-  }
-
   // NCCL's answer to the operation under way, however long it takes.
   ncclResult_t settle(ncclResult_t r) {
     const Clock::time_point end =
@@ -222,14 +178,15 @@ class NcclCommunicator final : public Communicator {
       seen = passed;
       if (Clock::now() - moved > std::chrono::duration<double>(options_.timeout))
         lost(
-            format("no step and no message between ranks has ended for %.0f s: a rank was killed, "
-                   "stopped or cut off; %s",
+            format("no step has ended for %.0f s, though all ranks are alive: a GPU or the network "
+                   "between GPUs is stuck; %s",
                    options_.timeout, options_.advice.c_str()));
     }
   }
 
   // Said first: NCCL may never give up. Does not come back in a program, whose `leave` ends it.
   [[noreturn]] void lost(const std::string& why) {
+    std::this_thread::sleep_for(kWord);
     if (!said_.exchange(true)) options_.say(why);
     abort();
     options_.leave();
@@ -246,13 +203,11 @@ class NcclCommunicator final : public Communicator {
     while (!*ended && Clock::now() < end) std::this_thread::sleep_for(kPoll);
   }
 
-  Backend& backend_;
-  Communicator* control_;
+  Communicator& control_;
   int rank_, size_;
   CommOptions options_;
   std::unique_ptr<Lane> lane_;
   ncclComm_t comm_ = nullptr;
-  std::unique_ptr<Memory> staging_;
   std::atomic<int64_t> marked_{0};
   std::atomic<bool> said_{false}, aborted_{false};
   std::mutex mutex_;
@@ -263,10 +218,9 @@ class NcclCommunicator final : public Communicator {
 
 }  // namespace
 
-std::unique_ptr<Communicator> make_nccl_communicator(Backend& backend, Communicator* control,
-                                                     int rank, int size,
+std::unique_ptr<Communicator> make_nccl_communicator(Backend& backend, Communicator& control,
                                                      const CommOptions& options) {
-  return std::make_unique<NcclCommunicator>(backend, control, rank, size, options);
+  return std::make_unique<NcclCommunicator>(backend, control, options);
 }
 
 std::string nccl_library() {

@@ -3,13 +3,13 @@
 
 namespace ddpm {
 
-std::unique_ptr<Communicator> make_nccl_communicator(Backend&, Communicator*, int, int size,
+std::unique_ptr<Communicator> make_nccl_communicator(Backend&, Communicator& control,
                                                      const CommOptions&) {
   fail(
       Status::kUsage,
       "%d ranks on GPUs, but this program was built without NCCL; install libnccl-dev and build it "
       "again, or use --device cpu",
-      size);
+      control.size());
 }
 
 std::string nccl_library() { return {}; }

@@ -5,6 +5,7 @@
 // long an abort takes: FAKE_NCCL=fail:N,abort:SECONDS.
 #include <mpi.h>
 #include <nccl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -106,8 +107,7 @@ const char* ncclGetErrorString(ncclResult_t r) {
 const char* ncclGetLastError(ncclComm_t comm) { return comm->error.c_str(); }
 
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
-  const char* meeting = std::getenv("NCCL_COMM_ID");
-  std::snprintf(id->internal, sizeof id->internal, "%s", meeting == nullptr ? "" : meeting);
+  std::snprintf(id->internal, sizeof id->internal, "where process %d is", ::getpid());
   return ncclSuccess;
 }
 
@@ -159,13 +159,6 @@ ncclResult_t ncclAllReduce(const void* from, void* to, size_t count, ncclDataTyp
                   MPI_SUM, MPI_COMM_WORLD);
     for (size_t i = 0; i < wide.size(); ++i) static_cast<bf16*>(to)[i] = ddpm::to_bf16(wide[i]);
   });
-}
-
-ncclResult_t ncclBroadcast(const void* from, void* to, size_t count, ncclDataType_t type, int root,
-                           ncclComm_t comm, cudaStream_t stream) {
-  if (from != to || type != ncclUint8) return refuse(comm, "an unknown broadcast");
-  return enqueue(comm, stream, "broadcast " + std::to_string(count),
-                 [=] { MPI_Bcast(to, static_cast<int>(count), MPI_BYTE, root, MPI_COMM_WORLD); });
 }
 
 ncclResult_t ncclAllGather(const void* from, void* to, size_t count, ncclDataType_t type,

@@ -4,6 +4,10 @@
 
 #include <catch2/catch.hpp>
 
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -105,6 +109,34 @@ inline Child watched(int ranks, const TempFolder& tmp, const std::string& comman
 inline int code_of(const TempFolder& tmp, int rank) {
   const std::string text = get_bytes(tmp / ("code." + std::to_string(rank)));
   return text.empty() ? -1 : std::stoi(text);
+}
+
+// This program, whose test case is a rank of its own.
+inline std::string own_program() {
+  return std::filesystem::read_symlink("/proc/self/exe").string();
+}
+// A port of this machine where nobody listens, below those that connections are given.
+inline std::string free_place() {
+  static int count = 0;
+  const int first = 10000 + ::getpid() % 1000 * 20;
+  for (;; ++count) {
+    const int port = first + count % 20;
+    const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in at{.sin_family = AF_INET,
+                   .sin_port = htons(static_cast<uint16_t>(port)),
+                   .sin_addr = {htonl(INADDR_LOOPBACK)},
+                   .sin_zero = {}};
+    const bool free = ::bind(fd, reinterpret_cast<sockaddr*>(&at), sizeof at) == 0;
+    ::close(fd);
+    if (free) return ++count, "127.0.0.1:" + std::to_string(port);
+  }
+}
+// A rank that leaves in words and with the code of the program.
+inline CommOptions leaving(double timeout) {
+  return {.timeout = timeout,
+          .say = [](const std::string& why) { std::fprintf(stderr, "%s\n", why.c_str()); },
+          .leave = [] { ::_exit(8); },
+          .advice = "do this"};
 }
 
 inline void check_messages(Communicator& ranks) {

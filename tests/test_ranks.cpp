@@ -71,17 +71,13 @@ TEST_CASE("ranks: messages, sums and agreement, on 1 to 4 ranks", "[ranks_inside
   if (!started_by_mpi()) {
     const TempFolder tmp;
     for (int ranks : {1, 2, 3, 4}) {
-      const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
-      const int code = mpirun(ranks, self, "[ranks_inside]", tmp / "log").wait();
+      const int code = mpirun(ranks, own_program(), "[ranks_inside]", tmp / "log").wait();
       INFO(get_bytes(tmp / "log"));
       CHECK(code == 0);
     }
     return;
   }
-  const auto ranks = make_mpi_communicator(
-      {.timeout = 60,
-       .say = [](const std::string& why) { std::fprintf(stderr, "%s\n", why.c_str()); },
-       .leave = [] { ::_exit(8); }});
+  const auto ranks = make_mpi_communicator(leaving(60));
   check_messages(*ranks);
   check_sums(*ranks);
   check_rounded_sums(*ranks);

@@ -17,7 +17,7 @@ struct Launch {
   By by = By::kNothing;
   int rank = 0, size = 1;  // of kMpi as MPI says, later
   int local_rank = 0;      // among those on this machine
-  std::string meeting;     // "host:port" that NCCL's ranks meet at, where MPI does not tell them
+  std::string meeting;     // "host:port" that ranks meet at, where MPI does not tell them
 };
 
 // Error(kUsage) naming a variable that is missing or no number.

@@ -20,12 +20,6 @@ void say(const std::string& why) {
 // Nothing waits for what other threads are in.
 [[noreturn]] void leave() { ::_exit(static_cast<int>(Status::kPeer)); }
 
-std::string host_name() {
-  char name[256] = {};
-  ::gethostname(name, sizeof name - 1);
-  return name;
-}
-
 // The processors that this process may use.
 cpu_set_t processors() {
   cpu_set_t set;
@@ -105,14 +99,12 @@ Ranks::Ranks(const Launch& launch, const DeviceOptions& device, const RankOption
   } else if (launch.size == 1) {
     control_ = make_solo_communicator();
   } else {
-    device_.device = device_of_rank(device.device, launch.local_rank);
-    if (device_.device == "cpu")
+    if (device_of_rank(device.device, launch.local_rank) == "cpu")
       fail(Status::kUsage,
            "%d ranks without a GPU: ranks on CPUs are started by mpirun, see docs/multi_gpu.md",
            launch.size);
-    backend_ = open_backend(device_);
-    ::setenv("NCCL_COMM_ID", launch.meeting.c_str(), 1);
-    nccl_ = make_nccl_communicator(*backend_, nullptr, launch.rank, launch.size, options_);
+    ::unsetenv("NCCL_COMM_ID");  // NCCL would listen there too, and meets where rank 0 tells
+    control_ = make_tcp_communicator(launch.meeting, launch.rank, launch.size, options_);
   }
 }
 
@@ -121,7 +113,6 @@ Backend& Ranks::open_device(int reduction_shards) {
   const int size = all.size();
   if (device_.threads == 0 && (size > 1 || reduction_shards > 0))
     device_.threads = threads_of_rank(reduction_shards, all);
-  if (nccl_) return *backend_;
   agree(all, [&] {
     if (size > 1) device_.device = device_of_rank(device_.device, launch_.local_rank);
     backend_ = open_backend(device_);
@@ -130,9 +121,8 @@ Backend& Ranks::open_device(int reduction_shards) {
 }
 
 void Ranks::sum_on_device() {
-  if (!nccl_ && control_->size() > 1 && backend_->stream() != nullptr)
-    nccl_ = make_nccl_communicator(*backend_, control_.get(), control_->rank(), control_->size(),
-                                   options_);
+  if (control_->size() > 1 && backend_->stream() != nullptr)
+    nccl_ = make_nccl_communicator(*backend_, *control_, options_);
 }
 
 Status Ranks::run(const std::function<Status()>& work) {

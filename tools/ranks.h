@@ -24,12 +24,12 @@ std::optional<Status> start_ranks(const RankOptions&, const DeviceOptions&, cons
 // Status::kPeer, saying why and `advice`, when another rank is lost: none came for the timeout.
 class Ranks {
  public:
-  // Joins the ranks: by MPI, or by NCCL on the device that the options and the launch say.
+  // Joins the ranks: by MPI, or by TCP where the launch says that they meet.
   Ranks(const Launch&, const DeviceOptions&, const RankOptions&, const std::string& advice);
 
   Communicator& communicator() { return nccl_ ? *nccl_ : *control_; }
   bool first() { return communicator().rank() == 0; }  // the rank that writes and speaks
-  // All ranks: opens the device, if joining has not. Of a run in shards: see TrainConfig.
+  // All ranks: opens the device. Of a run in shards: see TrainConfig.
   Backend& open_device(int reduction_shards = 0);
   // All ranks: where the device is a GPU, gradients are summed by NCCL from here on.
   void sum_on_device();
@@ -44,7 +44,7 @@ class Ranks {
   DeviceOptions device_;
   CommOptions options_;
   // In this order, so that what speaks of the device ends before it.
-  std::unique_ptr<Communicator> control_;  // null where NCCL is all there is
+  std::unique_ptr<Communicator> control_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Communicator> nccl_;
 };
