@@ -115,20 +115,23 @@ inline int code_of(const TempFolder& tmp, int rank) {
 inline std::string own_program() {
   return std::filesystem::read_symlink("/proc/self/exe").string();
 }
+inline sockaddr_in local(int port) {
+  return {.sin_family = AF_INET,
+          .sin_port = htons(static_cast<uint16_t>(port)),
+          .sin_addr = {htonl(INADDR_LOOPBACK)},
+          .sin_zero = {}};
+}
 // A port of this machine where nobody listens, below those that connections are given.
-inline std::string free_place() {
+inline int free_port() {
   static int count = 0;
   const int first = 10000 + ::getpid() % 1000 * 20;
-  for (;; ++count) {
-    const int port = first + count % 20;
+  for (;;) {
+    const int port = first + count++ % 20;
     const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    sockaddr_in at{.sin_family = AF_INET,
-                   .sin_port = htons(static_cast<uint16_t>(port)),
-                   .sin_addr = {htonl(INADDR_LOOPBACK)},
-                   .sin_zero = {}};
-    const bool free = ::bind(fd, reinterpret_cast<sockaddr*>(&at), sizeof at) == 0;
+    const sockaddr_in at = local(port);
+    const bool free = ::bind(fd, reinterpret_cast<const sockaddr*>(&at), sizeof at) == 0;
     ::close(fd);
-    if (free) return ++count, "127.0.0.1:" + std::to_string(port);
+    if (free) return port;
   }
 }
 // A rank that leaves in words and with the code of the program.

@@ -34,9 +34,10 @@ struct Ended {
 Ended run_ranks(int ranks, const std::string& test_case, const std::string& fake = "none") {
   const TempFolder tmp;
   const auto start = std::chrono::steady_clock::now();
-  Child child = mpirun(
-      ranks, "-x DDPM_NCCL_RANKS=" + free_place() + " -x FAKE_NCCL=" + fake + " " + own_program(),
-      test_case, tmp / "log");
+  Child child = mpirun(ranks,
+                       "-x DDPM_NCCL_RANKS=127.0.0.1:" + std::to_string(free_port()) +
+                           " -x FAKE_NCCL=" + fake + " " + own_program(),
+                       test_case, tmp / "log");
   const int code = child.wait();
   return {code, get_bytes(tmp / "log"),
           std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()};

@@ -5,12 +5,13 @@
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
-#include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <thread>
 
 #include "engine/comm.h"
+#include "engine/tcp_meeting.h"
 #include "tests/child.h"
 #include "tests/rank_support.h"
 #include "tests/temp_folder.h"
@@ -23,6 +24,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+int count_of(const std::string& text, const std::string& part) {
+  int n = 0;
+  for (size_t at = 0; (at = text.find(part, at)) != std::string::npos; ++at) ++n;
+  return n;
 }
 
 // What a rank is told: its number, how many there are, seconds of timeout, the place, a folder.
@@ -43,39 +50,55 @@ struct Rank {
   void mark(const std::string& name) const { put_bytes(folder + "/" + name, ""); }
 };
 
-// Ranks of a test case, of which some may not come.
+// Ranks of a test case, of which one may not come.
 class Group {
  public:
-  Group(const std::string& test_case, int size, double timeout, int missing = -1)
-      : ranks_(static_cast<size_t>(size)) {
+  Group(const std::string& test_case, int size, double timeout, int missing = -1,
+        const std::string& host = "127.0.0.1")
+      : place(host + ":" + std::to_string(port)), ranks_(static_cast<size_t>(size)) {
     for (int r = 0; r < size; ++r) {
       if (r == missing) continue;
-      ::setenv(
-          "DDPM_TCP_RANK",
-          format("%d %d %g %s %s", r, size, timeout, place.c_str(), tmp.path().c_str()).c_str(), 1);
+      const std::string words = format("%d %d %g ", r, size, timeout) + place + " " + tmp.path();
+      ::setenv("DDPM_TCP_RANK", words.c_str(), 1);
       ranks_[static_cast<size_t>(r)] =
           std::make_unique<Child>(own_program(), test_case, log_file(r));
     }
     ::unsetenv("DDPM_TCP_RANK");
   }
   Child& operator[](int r) { return *ranks_[static_cast<size_t>(r)]; }
-  void wait_for(const std::string& mark) {
+  // Until each has joined.
+  void wait_for_all() {
     const Clock::time_point start = Clock::now();
-    while (!std::filesystem::exists(tmp / mark)) {
-      REQUIRE(since(start) < 30);
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    for (size_t r = 0; r < ranks_.size(); ++r)
+      while (ranks_[r] && !std::filesystem::exists(tmp / format("ready.%zu", r))) {
+        REQUIRE(since(start) < 30);
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      }
+  }
+  // How each must end that is not `other`, which ends so.
+  void check_codes(int code, int other = -1, int others = 0) {
+    for (int r = 0; r < static_cast<int>(ranks_.size()); ++r) {
+      if (!ranks_[static_cast<size_t>(r)]) continue;
+      INFO("rank " << r << ": " << get_bytes(log_file(r)));
+      CHECK((*this)[r].wait() == (r == other ? others : code));
     }
   }
   std::string log(int r) const { return get_bytes(log_file(r)); }
   std::string logs() const {
     std::string all;
-    for (size_t r = 0; r < ranks_.size(); ++r)
-      if (ranks_[r]) all += log(static_cast<int>(r));
+    for (size_t r = 0; r < ranks_.size(); ++r) all += log(static_cast<int>(r));
     return all;
+  }
+  // One rank has said this, and none has said more.
+  void check_said(const std::string& text) const {
+    INFO(logs());
+    CHECK(count_of(logs(), text) == 1);
+    CHECK(count_of(logs(), "rank ") == 1);
   }
 
   const TempFolder tmp;
-  const std::string place = free_place();
+  const int port = free_port();
+  const std::string place;
 
  private:
   std::string log_file(int r) const { return tmp / ("log." + std::to_string(r)); }
@@ -86,14 +109,8 @@ class Group {
 void work(const Rank& own) {
   const auto ranks = own.join();
   any(*ranks, false);
-  own.mark("ready");
+  own.mark(format("ready.%d", own.rank));
   std::this_thread::sleep_for(std::chrono::seconds(100));
-}
-
-int count_of(const std::string& text, const std::string& part) {
-  int n = 0;
-  for (size_t at = 0; (at = text.find(part, at)) != std::string::npos; ++at) ++n;
-  return n;
 }
 
 }  // namespace
@@ -101,14 +118,10 @@ int count_of(const std::string& text, const std::string& part) {
 TEST_CASE("tcp: messages and agreement, on 1 to 4 ranks", "[tcp_messages]") {
   auto words = told();
   if (!words) {
-    for (int size : {1, 2, 4}) {
-      Group group("[tcp_messages]", size, 30);
-      for (int r = 0; r < size; ++r) {
-        const int code = group[r].wait();
-        INFO(group.log(r));
-        CHECK(code == 0);
-      }
-    }
+    // Of a name that is not this machine's alone, rank 0 listens at every address.
+    for (const auto& [size, host] :
+         std::map<int, std::string>{{1, "127.0.0.1"}, {2, "localhost"}, {4, "127.0.0.1"}})
+      Group("[tcp_messages]", size, 30, -1, host).check_codes(0);
     return;
   }
   const auto ranks = Rank(*std::move(words)).join();
@@ -126,18 +139,13 @@ TEST_CASE("tcp: a rank that is killed is named at once, by one, and the others l
   if (words) return work(Rank(*std::move(words)));
   for (const int victim : {0, 2}) {
     Group group("[tcp_killed]", 3, 60);
-    group.wait_for("ready");
-    std::this_thread::sleep_for(std::chrono::milliseconds(200));  // until all are
+    group.wait_for_all();
     const Clock::time_point start = Clock::now();
     group[victim].send(SIGKILL);
-    for (int r = 0; r < 3; ++r) CHECK(group[r].wait() == (r == victim ? 128 + SIGKILL : 8));
+    group.check_codes(8, victim, 128 + SIGKILL);
     CHECK(since(start) < 5);
-    const std::string logs = group.logs();
-    INFO(logs);
-    CHECK(
-        count_of(logs, format("rank %d on %s was killed or cut off: its connection ended; do this",
-                              victim, host_name().c_str())) == 1);
-    CHECK(count_of(logs, "rank ") == 1);
+    group.check_said(format("rank %d on %s was killed or cut off: its connection ended; do this",
+                            victim, host_name().c_str()));
   }
 }
 
@@ -145,24 +153,22 @@ TEST_CASE("tcp: a rank that is stopped is named after the timeout, not one that 
           "[tcp_stopped]") {
   auto words = told();
   if (words) return work(Rank(*std::move(words)));
-  for (const int victim : {0, 1}) {
-    Group group("[tcp_stopped]", 3, 1);
-    group.wait_for("ready");
-    // Twice the timeout without a message: nobody is missing.
-    std::this_thread::sleep_for(std::chrono::seconds(2));
+  Group groups[] = {Group("[tcp_stopped]", 3, 1), Group("[tcp_stopped]", 3, 1)};
+  for (Group& group : groups) group.wait_for_all();
+  // Longer than the timeout without a message: nobody is missing.
+  std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+  for (Group& group : groups)
     for (int r = 0; r < 3; ++r) REQUIRE_FALSE(group[r].ended());
-    const Clock::time_point start = Clock::now();
-    group[victim].send(SIGSTOP);
+  const Clock::time_point start = Clock::now();
+  for (const int victim : {0, 1}) groups[victim][victim].send(SIGSTOP);
+  for (const int victim : {0, 1}) {
     for (int r = 0; r < 3; ++r)
-      if (r != victim) CHECK(group[r].wait() == 8);
-    CHECK(since(start) > 0.5);
-    CHECK(since(start) < 6);
-    const std::string logs = group.logs();
-    INFO(logs);
-    CHECK(count_of(logs, format("rank %d on %s has given no sign of life for 1 s", victim,
-                                host_name().c_str())) == 1);
-    CHECK(count_of(logs, "rank ") == 1);
+      if (r != victim) CHECK(groups[victim][r].wait() == 8);
+    groups[victim].check_said(format("rank %d on %s has given no sign of life for 1 s: it was",
+                                     victim, host_name().c_str()));
   }
+  CHECK(since(start) > 0.5);
+  CHECK(since(start) < 6);
 }
 
 TEST_CASE("tcp: a rank that fails says why to the others, which may wait for it", "[tcp_failed]") {
@@ -170,12 +176,8 @@ TEST_CASE("tcp: a rank that fails says why to the others, which may wait for it"
   if (!words) {
     for (const int victim : {0, 1}) {
       Group group(format("[tcp_failed] -c %d", victim), 3, 30);
-      for (int r = 0; r < 3; ++r) CHECK(group[r].wait() == (r == victim ? 4 : 8));
-      const std::string logs = group.logs();
-      INFO(logs);
-      CHECK(count_of(logs, format("rank %d on %s failed: no such file", victim,
-                                  host_name().c_str())) == 1);
-      CHECK(count_of(logs, "rank ") == 1);
+      group.check_codes(8, victim, 4);
+      group.check_said(format("rank %d on %s failed: no such file", victim, host_name().c_str()));
     }
     return;
   }
@@ -191,53 +193,44 @@ TEST_CASE("tcp: a rank that fails says why to the others, which may wait for it"
 TEST_CASE("tcp: a rank that never comes is no endless wait", "[tcp_missing]") {
   auto words = told();
   if (words) return work(Rank(*std::move(words)));
-  for (const int missing : {0, 2}) {
-    Group group("[tcp_missing]", 3, 1, missing);
-    for (int r = 0; r < 3; ++r) {
-      if (r == missing) continue;
-      CHECK(group[r].wait() == 8);
-      INFO(group.log(r));
-      CHECK(count_of(group.log(r),
-                     "the ranks have not all started within 1 s; see whether each "
-                     "machine runs the program") == 1);
-    }
+  Group groups[] = {Group("[tcp_missing]", 3, 1, 0), Group("[tcp_missing]", 3, 1, 2)};
+  for (Group& group : groups) {
+    group.check_codes(8);
+    CHECK(count_of(group.logs(),
+                   "the ranks have not all started within 1 s; see whether each "
+                   "machine runs the program") == 2);
   }
 }
 
 namespace {
 
-// Connects to `place` as soon as somebody listens, and says `words`.
-int visit(const std::string& place, const std::string& words) {
-  sockaddr_in at{.sin_family = AF_INET,
-                 .sin_port = htons(static_cast<uint16_t>(std::stoi(place.substr(10)))),
-                 .sin_addr = {htonl(INADDR_LOOPBACK)},
-                 .sin_zero = {}};
+// A connection to `port`, as soon as somebody listens, on which `words` were said.
+Socket visit(int port, const std::string& words) {
+  const sockaddr_in at = local(port);
   for (;;) {
-    const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (::connect(fd, reinterpret_cast<sockaddr*>(&at), sizeof at) == 0) {
-      ::send(fd, words.data(), words.size(), MSG_NOSIGNAL);
-      return fd;
+    Socket s(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (::connect(s.fd(), reinterpret_cast<const sockaddr*>(&at), sizeof at) == 0) {
+      ::send(s.fd(), words.data(), words.size(), MSG_NOSIGNAL);
+      return s;
     }
-    ::close(fd);
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
 }
 
 // The greeting of a rank.
-std::string greeting(int32_t size, int32_t rank, int32_t channel, uint32_t version = 1) {
+std::string greeting(int size, int rank, int channel, int version = 1) {
   std::string text = "ddpmcome";
-  for (const uint32_t v : {version, static_cast<uint32_t>(size), static_cast<uint32_t>(rank),
-                           static_cast<uint32_t>(channel)})
+  for (const int32_t v : {version, size, rank, channel})
     text.append(reinterpret_cast<const char*>(&v), sizeof v);
   return text + "nowhere" + std::string(249, '\0');
 }
 
-// Whether the other side has hung up.
-bool dropped(int fd) {
+bool dropped(const Socket& s) {
   const timeval patience{5, 0};
-  ::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  ::setsockopt(s.fd(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
   char byte = 0;
-  return ::recv(fd, &byte, 1, 0) <= 0 && errno != EAGAIN;
+  const ssize_t n = ::recv(s.fd(), &byte, 1, 0);
+  return n == 0 || (n < 0 && errno == ECONNRESET);
 }
 
 }  // namespace
@@ -246,52 +239,50 @@ TEST_CASE("tcp: strangers are dropped, and the ranks meet", "[tcp_stranger]") {
   auto words = told();
   if (words) {
     const Rank own(*std::move(words));
-    if (own.rank == 1)  // when the strangers have been
-      while (!std::filesystem::exists(own.folder + "/visited"))
-        std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    const auto ranks = own.join();
-    check_agreement(*ranks);
+    while (own.rank == 1 && !std::filesystem::exists(own.folder + "/visited"))
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    check_agreement(*own.join());
     return;
   }
   Group group("[tcp_stranger]", 3, 20);
-  std::vector<int> open{visit(group.place, ""), visit(group.place, "ddpm")};
-  std::vector<std::string> refused{std::string(1 << 16, 'x'), greeting(4, 1, 0),  greeting(3, 0, 0),
-                                   greeting(3, 3, 0),         greeting(3, -1, 1), greeting(3, 1, 2),
-                                   greeting(3, 1, 0, 2)};
-  for (const std::string& text : refused) {
-    errno = 0;
-    const int fd = visit(group.place, text);
-    CHECK(dropped(fd));
-    ::close(fd);
-  }
-  // Rank 2 has come by now, or this is rank 2 and it has not: one of the two is dropped, and the
-  // rank that is in earnest would not meet. So it is waited for.
-  std::this_thread::sleep_for(std::chrono::milliseconds(500));
-  errno = 0;
-  const int twice = visit(group.place, greeting(3, 2, 1));
-  CHECK(dropped(twice));
+  const Socket silent = visit(group.port, ""), slow = visit(group.port, "ddpm");
+  for (const std::string& text :
+       {std::string(1 << 16, 'x'), greeting(4, 1, 0), greeting(3, 0, 0), greeting(3, 3, 0),
+        greeting(3, -1, 1), greeting(3, 1, 2), greeting(3, 1, 0, 2)})
+    CHECK(dropped(visit(group.port, text)));
   put_bytes(group.tmp / "visited", "");
-  for (int r = 0; r < 3; ++r) {
-    const int code = group[r].wait();
-    INFO(group.log(r));
-    CHECK(code == 0);
+  group.check_codes(0);
+}
+
+// Rank 2 is played here.
+TEST_CASE("tcp: a rank that comes twice, whose messages end, or that talks nonsense",
+          "[tcp_played]") {
+  auto words = told();
+  if (words) return work(Rank(*std::move(words)));
+  Group groups[] = {Group("[tcp_played]", 3, 20, 2), Group("[tcp_played]", 3, 20, 2)};
+  Socket messages[2], signs[2];
+  for (const int i : {0, 1}) {
+    messages[i] = visit(groups[i].port, greeting(3, 2, 0));
+    CHECK(dropped(visit(groups[i].port, greeting(3, 2, 0))));
+    signs[i] = visit(groups[i].port, greeting(3, 2, 1));
   }
-  for (int fd : open) ::close(fd);
-  ::close(twice);
+  messages[0].close();
+  const std::string nonsense(12, '\xff');
+  ::send(signs[1].fd(), nonsense.data(), nonsense.size(), MSG_NOSIGNAL);
+  for (Group& group : groups) {
+    group.check_codes(8);
+    group.check_said("rank 2 on nowhere was killed or cut off: its connection ended; do this");
+  }
 }
 
 // The others wait for the last one, longer than the timeout, and nobody is taken for lost.
 TEST_CASE("tcp: ranks end together, whichever is the last", "[tcp_end]") {
   auto words = told();
   if (!words) {
-    for (const int last : {0, 1}) {
-      Group group(format("[tcp_end] -c %d", last), 3, 0.5);
-      for (int r = 0; r < 3; ++r) {
-        const int code = group[r].wait();
-        INFO(group.log(r));
-        CHECK(code == 0);
-        CHECK(group.log(r).find("rank ") == std::string::npos);
-      }
+    Group groups[] = {Group("[tcp_end] -c 0", 3, 0.5), Group("[tcp_end] -c 1", 3, 0.5)};
+    for (Group& group : groups) {
+      group.check_codes(0);
+      CHECK(count_of(group.logs(), "rank ") == 0);
     }
     return;
   }
