@@ -75,6 +75,12 @@ class Group {
         std::this_thread::sleep_for(std::chrono::milliseconds(2));
       }
   }
+  void send(int signal) {
+    for (const auto& rank : ranks_) rank->send(signal);
+  }
+  bool any_ended() {
+    return std::any_of(ranks_.begin(), ranks_.end(), [](const auto& r) { return r->ended(); });
+  }
   // How each must end that is not `other`, which ends so.
   void check_codes(int code, int other = -1, int others = 0) {
     for (int r = 0; r < static_cast<int>(ranks_.size()); ++r) {
@@ -154,11 +160,14 @@ TEST_CASE("tcp: a rank that is stopped is named after the timeout, not one that 
   auto words = told();
   if (words) return work(Rank(*std::move(words)));
   Group groups[] = {Group("[tcp_stopped]", 3, 1), Group("[tcp_stopped]", 3, 1)};
+  Group all_stopped("[tcp_stopped]", 3, 1);  // and not lost when they go on
   for (Group& group : groups) group.wait_for_all();
+  all_stopped.wait_for_all();
+  all_stopped.send(SIGSTOP);
   // Longer than the timeout without a message: nobody is missing.
   std::this_thread::sleep_for(std::chrono::milliseconds(1500));
-  for (Group& group : groups)
-    for (int r = 0; r < 3; ++r) REQUIRE_FALSE(group[r].ended());
+  all_stopped.send(SIGCONT);
+  for (Group& group : groups) CHECK_FALSE(group.any_ended());
   const Clock::time_point start = Clock::now();
   for (const int victim : {0, 1}) groups[victim][victim].send(SIGSTOP);
   for (const int victim : {0, 1}) {
@@ -169,6 +178,7 @@ TEST_CASE("tcp: a rank that is stopped is named after the timeout, not one that 
   }
   CHECK(since(start) > 0.5);
   CHECK(since(start) < 6);
+  CHECK_FALSE(all_stopped.any_ended());
 }
 
 TEST_CASE("tcp: a rank that fails says why to the others, which may wait for it", "[tcp_failed]") {
