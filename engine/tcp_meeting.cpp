@@ -121,7 +121,7 @@ struct Comer {
 
 // One for each family of addresses. A run on one machine is not open to others.
 std::vector<Socket> try_to_listen(const Place& at, int& error) {
-  const bool here = at.host.starts_with("127.") || at.host == "::1";
+  const bool here = at.host.starts_with("127.") || at.host == "localhost" || at.host == "::1";
   const Addresses list = addresses(here ? at.host.c_str() : nullptr, at.port);
   std::vector<Socket> listeners;
   for (const addrinfo* a = list.get(); a != nullptr; a = a->ai_next) {
