@@ -4,6 +4,7 @@
 //                                              bit
 //   c_api_soak growth MODEL SAMPLES            memory and files after 100 samples and after SAMPLES
 //   c_api_soak leak MODEL SAMPLES              the same with 1 kB lost a sample: must end with 1
+// On the CPU, or on the device that SOAK_DEVICE names.
 #include <dirent.h>
 #include <unistd.h>
 
@@ -28,7 +29,8 @@ constexpr int kImages = 25, kSteps = 3;
 
 api::Model load(const char* folder) {
   auto options = api::sized<ddpm_model_options>();
-  options.device = "cpu";
+  const char* device = std::getenv("SOAK_DEVICE");
+  options.device = device != nullptr ? device : "cpu";
   options.threads = 1;
   options.batch_invariant = 1;  // so that samplers and pool, of other batches, agree
   return api::Model(folder, options);

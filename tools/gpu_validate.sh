@@ -76,7 +76,17 @@ test() {
       failed=1
     fi
   done < <("$build/ddpm_tests" --list-test-names-only "simt.*,cuda.*" | grep -v '^simt.machine')
+  soak || failed=1
   return $failed
+}
+
+# Threads that share a model and a pool on the GPU, each image equal to one thread's; memory that grows.
+soak() {
+  rm -rf "$out/soak"
+  "$build/ddpm" train --preset tiny --data shapes --device cuda --steps 1 --batch-size 1 \
+    --sample-every 0 --out "$out/soak"
+  SOAK_DEVICE=cuda "$build/ddpm_c_api_soak" threads "$out/soak" 8 200
+  SOAK_DEVICE=cuda "$build/ddpm_c_api_soak" growth "$out/soak" 2000
 }
 
 sanitize() {
