@@ -167,7 +167,7 @@ TEST_CASE("tcp: a rank that is stopped is named after the timeout, not one that 
   // Longer than the timeout without a message: nobody is missing.
   std::this_thread::sleep_for(std::chrono::milliseconds(1500));
   all_stopped.send(SIGCONT);
-  for (Group& group : groups) CHECK_FALSE(group.any_ended());
+  for (Group& group : groups) REQUIRE_FALSE(group.any_ended());
   const Clock::time_point start = Clock::now();
   for (const int victim : {0, 1}) groups[victim][victim].send(SIGSTOP);
   for (const int victim : {0, 1}) {
