@@ -47,7 +47,9 @@ class Child {
     if (!ended()) send(SIGKILL), wait();
   }
   pid_t pid() const { return pid_; }
-  void send(int signal) const { ::kill(pid_, signal); }
+  void send(int signal) const {
+    if (pid_ > 0) ::kill(pid_, signal);  // 0 is this process's own group
+  }
   // Whether it has ended by itself.
   bool ended() {
     if (pid_ > 0 && ::waitpid(pid_, &status_, WNOHANG) == pid_) pid_ = 0;
