@@ -111,6 +111,34 @@ inline int code_of(const TempFolder& tmp, int rank) {
   return text.empty() ? -1 : std::stoi(text);
 }
 
+// Variables of a launcher, for as long as this lives.
+using Words = std::map<std::string, std::string>;
+
+class Variables {
+ public:
+  explicit Variables(Words all) : all_(std::move(all)) {
+    for (const auto& [name, value] : all_) ::setenv(name.c_str(), value.c_str(), 1);
+  }
+  ~Variables() {
+    for (const auto& [name, value] : all_) ::unsetenv(name.c_str());
+  }
+  Variables(const Variables&) = delete;
+  Variables& operator=(const Variables&) = delete;
+
+ private:
+  Words all_;
+};
+
+// What torchrun tells a rank of this machine.
+inline Words torchrun_words(int rank, int size, int port) {
+  const std::string number = std::to_string(rank);
+  return {{"WORLD_SIZE", std::to_string(size)},
+          {"RANK", number},
+          {"LOCAL_RANK", number},
+          {"MASTER_ADDR", "127.0.0.1"},
+          {"MASTER_PORT", std::to_string(port - 1)}};
+}
+
 // This program, whose test case is a rank of its own.
 inline std::string own_program() {
   return std::filesystem::read_symlink("/proc/self/exe").string();

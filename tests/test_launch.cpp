@@ -3,9 +3,9 @@
 
 #include <chrono>
 #include <cstdlib>
-#include <map>
+#include <optional>
 
-#include "tests/child.h"
+#include "tests/rank_support.h"
 #include "tests/temp_folder.h"
 #include "tools/launch.h"
 #include "tools/processes.h"
@@ -13,28 +13,6 @@
 using namespace ddpm;
 using namespace ddpm::test;
 using tools::Launch;
-
-namespace {
-
-// Variables of a launcher, for as long as this lives.
-using Words = std::map<std::string, std::string>;
-
-class Variables {
- public:
-  explicit Variables(Words all) : all_(std::move(all)) {
-    for (const auto& [name, value] : all_) ::setenv(name.c_str(), value.c_str(), 1);
-  }
-  ~Variables() {
-    for (const auto& [name, value] : all_) ::unsetenv(name.c_str());
-  }
-  Variables(const Variables&) = delete;
-  Variables& operator=(const Variables&) = delete;
-
- private:
-  Words all_;
-};
-
-}  // namespace
 
 TEST_CASE("launch: torchrun, srun and nothing", "[launch]") {
   CHECK(tools::find_launch().by == Launch::By::kNothing);
@@ -160,14 +138,17 @@ TEST_CASE("launch: --gpus says what it cannot do", "[launch]") {
     CHECK(missing == 6);
     CHECK(text.find("--gpus 1000: this machine has") != std::string::npos);
   }
-  const Variables v({{"WORLD_SIZE", "2"},
-                     {"RANK", "0"},
-                     {"LOCAL_RANK", "0"},
-                     {"MASTER_ADDR", "127.0.0.1"},
-                     {"MASTER_PORT", "1000"}});
+  // Gradients of CPUs are summed by MPI alone, which rank 0 says.
+  const int port = free_port();
+  std::optional<Variables> v(std::in_place, torchrun_words(1, 2, port));
+  Child second(train_command(tmp / "run", "--device cpu"), tmp / "second");
+  v.reset();
+  v.emplace(torchrun_words(0, 2, port));
   const auto [cpu, words] = run("--device cpu");
   CHECK(cpu == 2);
-  CHECK(words.find("ranks on CPUs are started by mpirun") != std::string::npos);
+  CHECK(second.wait() == 2);
+  CHECK(words.find("2 ranks on CPUs sum their gradients by MPI") != std::string::npos);
+  CHECK(get_bytes(tmp / "second").empty());
   CHECK(run("--gpus 3").first == 2);
   CHECK_FALSE(std::filesystem::exists(tmp / "run"));
 }

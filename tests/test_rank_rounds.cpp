@@ -145,6 +145,41 @@ TEST_CASE("rank rounds: a rank that is killed is named, and nothing is written",
   }
 }
 
+// As torchrun and srun start them: no MPI, and no sums between ranks that would want it.
+TEST_CASE("rank rounds: ranks that meet over TCP", "[rank_rounds]") {
+  const TempFolder tmp;
+  const auto start = [&](const std::string& command) {
+    std::vector<std::unique_ptr<Child>> ranks;
+    const int port = free_port();
+    for (int r = 0; r < 3; ++r) {
+      const Variables v(torchrun_words(r, 3, port));
+      std::filesystem::remove(tmp / format("log.%d", r));
+      ranks.push_back(std::make_unique<Child>(command, tmp / format("log.%d", r)));
+    }
+    return ranks;
+  };
+  const std::string sample = guided_model(tmp) + " --num 7 --guidance 2";
+  for (auto& rank : start(sample + " --threads 1 --out " + (tmp / "more.safetensors")))
+    CHECK(rank->wait() == 0);
+  INFO(get_bytes(tmp / "log.0"));
+  CHECK(get_bytes(tmp / "log.0").find("ranks    3 by TCP: 0 to 2 on ") != std::string::npos);
+  for (int r : {1, 2}) CHECK(get_bytes(tmp / format("log.%d", r)).empty());
+  CHECK((get_bytes(tmp / "more.safetensors") == written(1, tmp, sample, "one.safetensors")));
+
+  const std::string out = tmp / "killed.safetensors";
+  auto ranks = start("sample --num 10000000 --batch-size 2 --steps 1000 --threads 1 --model " +
+                     (tmp / "model") + " --out " + out);
+  while (get_bytes(tmp / "log.0").find("sampling ") == std::string::npos && !ranks[0]->ended())
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  ranks[1]->send(SIGKILL);
+  for (int r : {0, 2}) CHECK(ranks[static_cast<size_t>(r)]->wait() == 8);
+  const std::string log = get_bytes(tmp / "log.0");
+  INFO(log);
+  CHECK(log.find("rank 1 on ") != std::string::npos);
+  CHECK(log.find("its connection ended; no image was written") != std::string::npos);
+  CHECK_FALSE(std::filesystem::exists(out));
+}
+
 TEST_CASE("rank rounds: an error is one line, and the exit code of all", "[rank_rounds]") {
   const TempFolder tmp;
   const std::string model = guided_model(tmp).substr(6) + " --threads 1 --out " + (tmp / "x");

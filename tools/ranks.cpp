@@ -99,10 +99,6 @@ Ranks::Ranks(const Launch& launch, const DeviceOptions& device, const RankOption
   } else if (launch.size == 1) {
     control_ = make_solo_communicator();
   } else {
-    if (device_of_rank(device.device, launch.local_rank) == "cpu")
-      fail(Status::kUsage,
-           "%d ranks without a GPU: ranks on CPUs are started by mpirun, see docs/multi_gpu.md",
-           launch.size);
     ::unsetenv("NCCL_COMM_ID");  // NCCL would listen there too, and meets where rank 0 tells
     control_ = make_tcp_communicator(launch.meeting, launch.rank, launch.size, options_);
   }
@@ -121,8 +117,14 @@ Backend& Ranks::open_device(int reduction_shards) {
 }
 
 void Ranks::sum_on_device() {
-  if (control_->size() > 1 && backend_->stream() != nullptr)
+  if (control_->size() == 1) return;
+  if (backend_->stream() != nullptr)
     nccl_ = make_nccl_communicator(*backend_, *control_, options_);
+  else if (launch_.by != Launch::By::kMpi)
+    throw AgreedError(Status::kUsage,
+                      format("%d ranks on CPUs sum their gradients by MPI: start them by mpirun, "
+                             "see docs/multi_gpu.md",
+                             control_->size()));
 }
 
 Status Ranks::run(const std::function<Status()>& work) {
