@@ -86,7 +86,8 @@ EvalProgress parse_eval_progress(const std::string& text, const std::string& pat
                                  const Evaluation& of, int timesteps) {
   JsonLimits limits;
   limits.bytes = kMostBytes;
-  const nlohmann::json json = *parse_json(text, path, Status::kFile, limits);
+  const JsonDocument document = parse_json(text, path, Status::kFile, limits);
+  const nlohmann::json& json = *document;
   if (!json.is_object() || !json.contains("format") || json["format"] != kFormat ||
       !json.contains("of") || !json["of"].is_object())
     damaged(path, "format");

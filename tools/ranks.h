@@ -31,7 +31,8 @@ class Ranks {
   bool first() { return communicator().rank() == 0; }  // the rank that writes and speaks
   // All ranks: opens the device. Of a run in shards: see TrainConfig.
   Backend& open_device(int reduction_shards = 0);
-  // All ranks: where the device is a GPU, gradients are summed by NCCL from here on.
+  // All ranks, of a training: where the device is a GPU, gradients are summed by NCCL from here on.
+  // AgreedError(kUsage) on CPUs that MPI has not started: nothing else sums there.
   void sum_on_device();
   // That is open, with this rank's GPU and threads.
   const DeviceOptions& device() const { return device_; }
